@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,10 +58,10 @@ class Episode(Protocol):
     def instructions(self) -> Sequence[str]:
         """N instructions, one per step; empty strings when none were recorded."""
 
-    def images(self, camera: str, start: int = 0, stop: int | None = None) -> Iterator[Array]:
+    def images(self, camera: str, start: int = 0, stop: int | None = None) -> Generator[Array, None, None]:
         """Decode the images of steps [start, stop) of one camera, each (H, W, 3) uint8 RGB.
 
-        An array stays valid until the next one is asked for.
+        An array stays valid until the next one is asked for; closing the generator closes its file.
 
         Raises:
             DatasetError: The camera is unknown, a file is missing, or it holds fewer images than steps.

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replays a recorded episode into a policy and writes the verdict; ends by itself."""
+
+from __future__ import annotations
+
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, Shutdown
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution, PythonExpression
+from launch_ros.actions import LifecycleNode
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackageShare
+
+ARGUMENTS = (
+    ('dataset', 'sample', 'LeRobot dataset or rosbag2, or sample'),
+    ('bundle', 'sample', 'Folder of the policy bundle, or sample'),
+    ('config', '', 'Deployment file; empty: the usual topics'),
+    ('episodes', '0', 'Episode to play'),
+    ('mode', 'timed', 'timed, fast or lockstep'),
+    ('rate', '1.0', 'Factor on the recorded pace'),
+    ('image_transport', 'raw', 'raw or compressed'),
+    ('horizon', '16', 'Rows of a true chunk'),
+    ('faults', '', 'Faults to inject'),
+    ('tolerances', '', 'Limits of the verdict as YAML'),
+    ('out', 'runs/demo', 'Folder of the report'),
+)
+
+
+def generate_launch_description() -> LaunchDescription:
+    def include(name: str, **arguments: object) -> IncludeLaunchDescription:
+        path = PathJoinSubstitution([FindPackageShare('vla_policy_ros'), 'launch', name])
+        return IncludeLaunchDescription(
+            PythonLaunchDescriptionSource(path), launch_arguments=arguments.items()
+        )
+
+    def argument(name: str) -> LaunchConfiguration:
+        return LaunchConfiguration(name)
+
+    recorder = LifecycleNode(
+        package='vla_policy_ros',
+        executable='recorder_node',
+        name='recorder_node',
+        namespace='',
+        output='screen',
+        parameters=[
+            {
+                name: ParameterValue(argument(name), value_type=str)
+                for name in ('out', 'dataset', 'tolerances')
+            },
+            {'autostart': True},
+        ],
+        on_exit=Shutdown(),
+    )
+    is_lockstep = PythonExpression(["'", argument('mode'), "' == 'lockstep'"])
+    return LaunchDescription(
+        [
+            *(
+                DeclareLaunchArgument(name, default_value=default, description=description)
+                for name, default, description in ARGUMENTS
+            ),
+            recorder,
+            include(
+                'policy.launch.py',
+                bundle=argument('bundle'),
+                config=argument('config'),
+                image_transport=argument('image_transport'),
+                use_sim_time=is_lockstep,
+            ),
+            include(
+                'replay.launch.py',
+                dataset=argument('dataset'),
+                episodes=argument('episodes'),
+                mode=argument('mode'),
+                rate=argument('rate'),
+                image_transport=argument('image_transport'),
+                horizon=argument('horizon'),
+                faults=argument('faults'),
+                wait_for_recorder='true',
+            ),
+        ]
+    )

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Single facts of a deployment that a launch argument or a ROS parameter may replace."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from vla_policy_ros.bundle.strict import StrictModel
+from vla_policy_ros.deployment.config import SAMPLE_BUNDLE, Deployment, PolicySettings
+
+_COMPRESSED_SUFFIX = '/compressed'
+
+
+class Overrides(StrictModel):
+    """What wins over the deployment file; an empty text leaves the file's value."""
+
+    engine: str = ''
+    """Engine that runs the stages."""
+    preprocess: str = ''
+    """Where images are preprocessed."""
+    image_transport: Literal['', 'raw', 'compressed'] = ''
+    """Transport of every camera; the topic follows: `/compressed` is appended or taken away."""
+    chunk_topic: str = ''
+    """Topic of the action chunks."""
+    trajectory_topic: str = ''
+    """Topic of multi-point joint trajectories."""
+    instruction: str = ''
+    """Instruction at the start."""
+
+    def policy_settings(self, given: PolicySettings | None) -> PolicySettings:
+        """Return how the policy runs: the given settings (or the defaults) with what these facts replace."""
+        base = given or PolicySettings(bundle=SAMPLE_BUNDLE)
+        return base.model_copy(update=_set(engine=self.engine, preprocess=self.preprocess))
+
+    def apply(self, deployment: Deployment) -> Deployment:
+        """Return the deployment with what these facts replace."""
+        cameras = deployment.cameras
+        if self.image_transport:
+            cameras = {
+                name: camera.model_copy(
+                    update={
+                        'transport': self.image_transport,
+                        'topic': camera.topic.removesuffix(_COMPRESSED_SUFFIX)
+                        + (_COMPRESSED_SUFFIX if self.image_transport == 'compressed' else ''),
+                    }
+                )
+                for name, camera in cameras.items()
+            }
+        output = _set(chunk_topic=self.chunk_topic, trajectory_topic=self.trajectory_topic)
+        return deployment.model_copy(
+            update={
+                'policy': self.policy_settings(deployment.policy),
+                'cameras': cameras,
+                'output': deployment.output.model_copy(update=output),
+                'instruction': deployment.instruction.model_copy(
+                    update=_set(text=self.instruction)
+                ),
+            }
+        )
+
+
+def _set(**values: str) -> dict[str, str]:
+    return {key: value for key, value in values.items() if value}

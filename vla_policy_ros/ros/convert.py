@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between messages and the types of `core`: the only place that knows both."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import numpy as np
+from builtin_interfaces.msg import Duration, Time
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from vla_policy_ros.core.chunk import ActionChunk
+from vla_policy_ros.core.observation import Instruction
+from vla_policy_ros.core.specs import Array, Column, ColumnKind, Representation
+from vla_policy_ros.msg import ActionChunk as ActionChunkMessage
+
+_NS_PER_S = 1_000_000_000
+
+
+def to_time(stamp_ns: int) -> Time:
+    """Return nanoseconds as a time message."""
+    return Time(sec=stamp_ns // _NS_PER_S, nanosec=stamp_ns % _NS_PER_S)
+
+
+def to_ns(stamp: Any) -> int:
+    """Return a time message in nanoseconds."""
+    return int(stamp.sec) * _NS_PER_S + int(stamp.nanosec)
+
+
+def chunk_to_message(chunk: ActionChunk, *, publish_stamp_ns: int) -> ActionChunkMessage:
+    """Return a chunk as its message."""
+    message = ActionChunkMessage()
+    message.header.stamp = to_time(chunk.observation_stamp_ns)
+    message.publish_stamp = to_time(publish_stamp_ns)
+    message.start_stamp = to_time(chunk.start_ns)
+    message.sequence = chunk.sequence
+    message.epoch = chunk.epoch
+    message.step_ns = chunk.step_ns
+    message.horizon = chunk.horizon
+    message.names = list(chunk.names)
+    message.kinds = [column.kind.value for column in chunk.columns]
+    message.units = [column.unit for column in chunk.columns]
+    message.representations = [column.representation.value for column in chunk.columns]
+    # An array of the field's own type is taken over without a check of every element.
+    message.values = array('f', np.ascontiguousarray(chunk.actions).tobytes())
+    message.instruction_id = chunk.instruction.instruction_id
+    message.instruction = chunk.instruction.text
+    message.stream_names = list(chunk.stream_ages_ns)
+    message.stream_ages_ns = list(chunk.stream_ages_ns.values())
+    message.stage_names = list(chunk.stage_latencies_ns)
+    message.stage_latencies_ns = list(chunk.stage_latencies_ns.values())
+    message.policy_id = chunk.policy_id
+    return message
+
+
+def chunk_from_message(message: ActionChunkMessage) -> ActionChunk:
+    """Return a message as a chunk.
+
+    Raises:
+        ChunkRejectedError: Sizes do not fit, or a value is not finite.
+    """
+    columns = tuple(
+        Column(name, unit, ColumnKind(kind), Representation(representation))
+        for name, unit, kind, representation in zip(
+            message.names, message.units, message.kinds, message.representations, strict=True
+        )
+    )
+    values: Array = np.array(message.values, dtype=np.float32)
+    rows = int(message.horizon)
+    fits = rows > 0 and values.size == rows * len(columns)
+    return ActionChunk(
+        actions=values.reshape(rows, len(columns)) if fits else values,
+        columns=columns,
+        step_ns=message.step_ns,
+        start_ns=to_ns(message.start_stamp),
+        observation_stamp_ns=to_ns(message.header.stamp),
+        sequence=message.sequence,
+        epoch=message.epoch,
+        instruction=Instruction(message.instruction, message.instruction_id),
+        policy_id=message.policy_id,
+        stream_ages_ns=dict(zip(message.stream_names, message.stream_ages_ns, strict=True)),
+        stage_latencies_ns=dict(zip(message.stage_names, message.stage_latencies_ns, strict=True)),
+    )
+
+
+def chunk_to_trajectory(
+    chunk: ActionChunk, *, now_ns: int, lead_ns: int
+) -> JointTrajectory | None:
+    """Return the part of a chunk that still lies ahead as a trajectory for a joint_trajectory_controller.
+
+    Rows earlier than `now_ns + lead_ns` are dropped, so that the first point is reachable. Velocities are central
+    differences; the last point has velocity zero, because the controller refuses a trajectory that ends in motion
+    (`allow_nonzero_velocity_at_trajectory_end` is false by default). Points are relative to the header's stamp.
+
+    Args:
+        chunk: Absolute targets.
+        now_ns: Time on the node's clock.
+        lead_ns: Least time from now to the first point.
+
+    Returns:
+        The trajectory, or None when fewer than two rows lie ahead: a single point never blends.
+    """
+    times = chunk.times_ns()
+    first = int(np.searchsorted(times, now_ns + lead_ns))
+    if chunk.horizon - first < 2:
+        return None
+    velocities = np.gradient(chunk.actions, chunk.step_ns / _NS_PER_S, axis=0)
+    velocities[-1] = 0.0
+    message = JointTrajectory(joint_names=list(chunk.names))
+    message.header.stamp = to_time(now_ns)
+    for time_ns, position, velocity in zip(
+        times[first:], chunk.actions[first:], velocities[first:], strict=True
+    ):
+        after_ns = int(time_ns) - now_ns
+        message.points.append(
+            JointTrajectoryPoint(
+                positions=array('d', position.astype(np.float64).tobytes()),
+                velocities=array('d', velocity.astype(np.float64).tobytes()),
+                time_from_start=Duration(sec=after_ns // _NS_PER_S, nanosec=after_ns % _NS_PER_S),
+            )
+        )
+    return message

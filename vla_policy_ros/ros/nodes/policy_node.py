@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a policy: cameras, joint states and an instruction in, action chunks out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from rclpy.clock import Clock, ClockType
+from std_srvs.srv import Trigger
+
+from vla_policy_ros.bundle.strict import StrictModel
+from vla_policy_ros.core.policy import Policy
+from vla_policy_ros.deployment.config import (
+    SAMPLE_BUNDLE,
+    Deployment,
+    check_deployment,
+    default_deployment,
+    load_deployment,
+)
+from vla_policy_ros.deployment.overrides import Overrides
+from vla_policy_ros.policies.registry import load_policy
+from vla_policy_ros.ros.inputs import InputState, PolicyInputs
+from vla_policy_ros.ros.lifecycle import ManagedNode
+from vla_policy_ros.ros.outputs import PolicyOutputs
+from vla_policy_ros.ros.parameters import NodeParameters, dynamic
+from vla_policy_ros.ros.process import run_node
+from vla_policy_ros.runtime.pipeline import Outcome, PolicyPipeline
+from vla_policy_ros.sample import sample_bundle_path
+
+_POLL_PERIOD_S = 0.01
+# Publishers come and go; a change is reported at once, the rest with the status period.
+_FOLLOW_PERIOD_S = 0.2
+
+
+class PolicyNodeParameters(StrictModel):
+    """Parameters of the policy node; empty texts leave the deployment file's value."""
+
+    config: str = ''
+    """Deployment file (YAML) for robot and policy; empty: default topics of the bundle's cameras and joints."""
+    bundle: str = ''
+    """Folder of the policy bundle, or `sample` for the embedded one; wins over the deployment file."""
+    engine: str = ''
+    """Engine that runs the stages: onnxruntime, or none for a policy that holds the pose."""
+    preprocess: str = ''
+    """Where images are preprocessed: cpu."""
+    image_transport: Literal['', 'raw', 'compressed'] = ''
+    """Transport of every camera; `compressed` appends /compressed to raw topics."""
+    chunk_topic: str = ''
+    """Topic of the action chunks."""
+    trajectory_topic: str = ''
+    """Topic of multi-point joint trajectories."""
+    instruction: str = dynamic('')
+    """What the robot is told to do; a message on the instruction topic replaces it."""
+    autostart: bool = False
+    """Configure and activate at once, and end the process when that fails."""
+    qos_depth: int = Field(default=10, ge=1, le=1000)
+    """Messages that wait per topic while the process is busy."""
+    status_period_s: float = Field(default=1.0, ge=0.05, le=60.0)
+    """Seconds between two status messages."""
+
+
+class PolicyNode(ManagedNode):
+    """Managed node around a PolicyPipeline."""
+
+    def __init__(self) -> None:
+        super().__init__('policy_node')
+        self._parameters = NodeParameters(self, PolicyNodeParameters, self._on_parameters)
+        self._policy: Policy | None = None
+        self._deployment: Deployment | None = None
+        self._pipeline: PolicyPipeline | None = None
+        self._inputs: PolicyInputs | None = None
+        self._outputs: PolicyOutputs | None = None
+        self._timers: list[Any] = []
+        self._found: list[InputState] = []
+        self._last_state = ''
+        self.create_service(Trigger, '~/reset', self._on_reset)
+        if self._parameters.current.autostart:
+            self.autostart()
+
+    def configure(self) -> None:
+        """Load the bundle, warm it up, prove it on its probe, and check the deployment against it."""
+        parameters = self._parameters.current
+        given = load_deployment(Path(parameters.config)) if parameters.config else None
+        bundle = parameters.bundle or (given.policy.bundle if given else SAMPLE_BUNDLE)
+        folder = sample_bundle_path() if bundle == SAMPLE_BUNDLE else Path(bundle)
+        overrides = Overrides.model_validate(
+            parameters.model_dump(include=set(Overrides.model_fields))
+        )
+        settings = overrides.policy_settings(given.policy if given else None)
+        self._policy = load_policy(
+            folder,
+            engine=settings.engine,
+            preprocess=settings.preprocess,
+            slots=settings.slots,
+            threads=settings.threads,
+        )
+        spec = self._policy.spec
+        deployment = overrides.apply(given or default_deployment(spec, bundle=bundle))
+        for fault in check_deployment(deployment, spec)[:1]:
+            raise fault
+        self._policy.warmup()
+        self._deployment = deployment
+        self._outputs = PolicyOutputs(self, deployment=deployment, policy_id=spec.policy_id)
+        self.get_logger().info(f'{spec.policy_id} loaded on {settings.engine}')
+
+    def activate(self) -> None:
+        """Start the pipeline and subscribe."""
+        assert self._policy is not None
+        assert self._deployment is not None
+        clock = self.get_clock()
+        self._pipeline = PolicyPipeline(
+            self._policy,
+            self._deployment,
+            clock=_RosClock(clock),
+            on_outcome=self._on_outcome,
+        )
+        self._pipeline.start()
+        parameters = self._parameters.current
+        self._inputs = PolicyInputs(
+            self,
+            deployment=self._deployment,
+            pipeline=self._pipeline,
+            depth=parameters.qos_depth,
+            on_instruction=self._report,
+        )
+        wall = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timers = [
+            self.create_timer(_POLL_PERIOD_S, self._pipeline.poll, clock=wall),
+            self.create_timer(_FOLLOW_PERIOD_S, self._follow, clock=wall),
+            self.create_timer(parameters.status_period_s, self._report, clock=wall),
+        ]
+        self._follow()
+
+    def deactivate(self) -> None:
+        """Unsubscribe, then stop the pipeline; what is still queued is discarded."""
+        for timer in self._timers:
+            self.destroy_timer(timer)
+        self._timers = []
+        if self._inputs is not None:
+            self._inputs.close()
+            self._inputs = None
+            self._found = []
+        if self._pipeline is not None:
+            self._pipeline.stop()
+            if self._outputs is not None:
+                self._outputs.publish_status(self._pipeline.snapshot(), [])
+            self._pipeline = None
+
+    def release(self) -> None:
+        """Stop, and free the policy."""
+        self.deactivate()
+        if self._outputs is not None:
+            self._outputs.close()
+            self._outputs = None
+        if self._policy is not None:
+            self._policy.close()
+            self._policy = None
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        if self._outputs is not None:
+            self._outputs.publish_outcome(outcome)
+        if outcome.chunk is None:
+            self.get_logger().warning(
+                f'no chunk for {outcome.stamp_ns} ns: {outcome.stream}: {outcome.cause}: '
+                f'{outcome.detail}',
+                throttle_duration_sec=2.0,
+            )
+
+    def _follow(self) -> None:
+        if self._inputs is not None:
+            found = self._inputs.follow()
+            if found != self._found:
+                self._found = found
+                self._report()
+
+    def _report(self) -> None:
+        if self._pipeline is None or self._outputs is None:
+            return
+        snapshot = self._pipeline.snapshot()
+        self._outputs.publish_status(snapshot, self._found)
+        if snapshot.state != self._last_state:
+            self._last_state = snapshot.state
+            say = self.get_logger().error if snapshot.state == 'failed' else self.get_logger().info
+            say(f'{snapshot.state} {snapshot.detail}'.strip())
+
+    def _on_parameters(self, parameters: PolicyNodeParameters) -> None:
+        if self._pipeline is not None:
+            self._pipeline.set_instruction(parameters.instruction)
+            self._report()
+
+    def _on_reset(self, _request: Any, response: Any) -> Any:
+        response.success = self._pipeline is not None
+        response.message = 'reset' if response.success else 'the node is not active'
+        if self._pipeline is not None:
+            self._pipeline.reset('service')
+        return response
+
+
+class _RosClock:
+    """The node's clock, which follows /clock under `use_sim_time`."""
+
+    def __init__(self, clock: Any) -> None:
+        self._clock = clock
+
+    def now_ns(self) -> int:
+        """Return the node's time in nanoseconds."""
+        return int(self._clock.now().nanoseconds)
+
+
+def main() -> int:
+    """Run the policy node."""
+    return run_node(PolicyNode)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watches a replay: records the policy's chunks and the true ones, and writes the verdict when it is over."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from pydantic import Field
+from rclpy.clock import Clock, ClockType
+from sensor_msgs.msg import JointState
+
+from vla_policy_ros.bundle.strict import StrictModel
+from vla_policy_ros.core.errors import ConfigurationError
+from vla_policy_ros.datasets.registry import open_dataset
+from vla_policy_ros.evaluation.run import WatchedRun
+from vla_policy_ros.evaluation.verdict import RunFacts, Tolerances
+from vla_policy_ros.msg import ActionChunk, ObservationAck, PolicyStatus, ReplayStatus
+from vla_policy_ros.ros.convert import chunk_from_message, to_ns
+from vla_policy_ros.ros.lifecycle import ManagedNode
+from vla_policy_ros.ros.parameters import NodeParameters
+from vla_policy_ros.ros.process import run_node
+from vla_policy_ros.ros.qos import LATCHED, RELIABLE
+from vla_policy_ros.sample import sample_dataset_path
+
+_WATCH_PERIOD_S = 0.1
+
+
+class RecorderNodeParameters(StrictModel):
+    """Parameters of the recorder node."""
+
+    out: str = ''
+    """Folder for report.json, report.xml, report.html and the recorded chunk streams."""
+    name: str = 'replay'
+    """Name of the run in the report."""
+    command: str = ''
+    """Command line that repeats the run, for the report."""
+    dataset: str = ''
+    """The replayed dataset, for sample frames in the report; `sample` for the embedded one; empty for none."""
+    chunk_topic: str = 'action_chunk'
+    """Topic of the policy's chunks."""
+    truth_topic: str = 'action_chunk_truth'
+    """Topic of the true chunks."""
+    joint_topic: str = '/joint_states'
+    """Topic of the joint states, for the error of a robot that holds its pose."""
+    tolerances: str = ''
+    """Limits of the verdict as YAML, for example {max_mae: 0.05, min_chunk_share: 0.99}; empty for none."""
+    execution_horizon: int = Field(default=0, ge=0, le=4096)
+    """Rows that count as executed of every chunk; 0: the distance from one chunk to the next."""
+    end_timeout_s: float = Field(default=5.0, ge=0.1, le=600.0)
+    """Longest wait for answers after the last step was sent."""
+    autostart: bool = False
+    """Configure and activate at once."""
+
+
+class RecorderNode(ManagedNode):
+    """Managed node around a WatchedRun; its process ends with status 0 (passed) or 1 after the replay."""
+
+    def __init__(self) -> None:
+        super().__init__('recorder_node')
+        self._parameters = NodeParameters(self, RecorderNodeParameters, lambda _: None).current
+        self._run = WatchedRun()
+        self._tolerances = Tolerances()
+        self._inputs: list[Any] = []
+        self._timer: Any = None
+        self._replay: ReplayStatus | None = None
+        self._policy: PolicyStatus | None = None
+        self._finished_s: float | None = None
+        if self._parameters.autostart:
+            self.autostart()
+
+    def configure(self) -> None:
+        """Check the output folder and the tolerances."""
+        p = self._parameters
+        if not p.out:
+            raise ConfigurationError(
+                'parameter out',
+                got='nothing',
+                expected='a folder for the report',
+                next_step='Set out:=FOLDER.',
+            )
+        Path(p.out).mkdir(parents=True, exist_ok=True)
+        self._tolerances = Tolerances.from_dict(yaml.safe_load(p.tolerances or '{}'))
+
+    def activate(self) -> None:
+        """Subscribe; the true chunks come last, because the replay waits for that subscriber."""
+        p = self._parameters
+        self._run = WatchedRun()
+        subscribe = self.create_subscription
+        self._inputs = [
+            subscribe(ActionChunk, p.chunk_topic, self._on_chunk, RELIABLE),
+            subscribe(ObservationAck, 'observation_ack', self._on_ack, RELIABLE),
+            subscribe(PolicyStatus, 'policy_status', self._on_policy, LATCHED),
+            subscribe(ReplayStatus, 'replay_status', self._on_replay, LATCHED),
+            subscribe(JointState, p.joint_topic, self._on_joints, RELIABLE),
+        ]
+        wall = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timer = self.create_timer(_WATCH_PERIOD_S, self._watch, clock=wall)
+
+    def deactivate(self) -> None:
+        """Unsubscribe."""
+        if self._timer is not None:
+            self.destroy_timer(self._timer)
+            self._timer = None
+        for subscription in self._inputs:
+            self.destroy_subscription(subscription)
+        self._inputs = []
+
+    def release(self) -> None:
+        """Unsubscribe; what was written stays."""
+        self.deactivate()
+
+    def _now_ns(self) -> int:
+        return int(self.get_clock().now().nanoseconds)
+
+    def _on_chunk(self, message: ActionChunk) -> None:
+        self._run.add_chunk(
+            chunk_from_message(message),
+            publish_stamp_ns=to_ns(message.publish_stamp),
+            receive_stamp_ns=self._now_ns(),
+        )
+
+    def _on_truth(self, message: ActionChunk) -> None:
+        self._run.add_truth(
+            chunk_from_message(message),
+            publish_stamp_ns=to_ns(message.publish_stamp),
+            receive_stamp_ns=self._now_ns(),
+        )
+
+    def _on_ack(self, message: ObservationAck) -> None:
+        refusal = '' if message.accepted else f'{message.stream}/{message.cause}'
+        self._run.add_answer(to_ns(message.header.stamp), refusal)
+
+    def _on_joints(self, message: JointState) -> None:
+        positions = np.asarray(message.position)
+        self._run.add_pose(to_ns(message.header.stamp), message.name, positions.tolist())
+
+    def _on_policy(self, message: PolicyStatus) -> None:
+        self._policy = message
+        self._run.set_drops({stream.name: int(stream.missing) for stream in message.streams})
+
+    def _on_replay(self, message: ReplayStatus) -> None:
+        self._replay = message
+
+    def _watch(self) -> None:
+        if self._policy is not None and len(self._inputs) == 5:
+            # The policy is there: its chunks will not be missed, so the replay may begin.
+            topic = self._parameters.truth_topic
+            truth = self.create_subscription(ActionChunk, topic, self._on_truth, RELIABLE)
+            self._inputs.append(truth)
+        replay = self._replay
+        if replay is None or replay.state not in ('finished', 'failed'):
+            return
+        now_s = time.monotonic()
+        if self._finished_s is None:
+            self._finished_s = now_s
+        waited_s = now_s - self._finished_s
+        if (
+            self._run.num_answered >= replay.steps_sent and waited_s > _WATCH_PERIOD_S
+        ) or waited_s > self._parameters.end_timeout_s:
+            self.deactivate()
+            self._write(replay)
+
+    def _write(self, replay: ReplayStatus) -> None:
+        p = self._parameters
+        verdict = self._run.judge(
+            self._facts(replay),
+            num_sent=int(replay.steps_sent),
+            tolerances=self._tolerances,
+            execution_horizon=p.execution_horizon or None,
+        )
+        dataset = None
+        if p.dataset:
+            dataset = open_dataset(
+                sample_dataset_path() if p.dataset == 'sample' else Path(p.dataset)
+            )
+        page = self._run.write(
+            Path(p.out), verdict, dataset=dataset, episode_index=max(replay.episode, 0)
+        )
+        if dataset is not None:
+            dataset.close()
+        has_passed = verdict.passed and replay.state == 'finished'
+        self.get_logger().info(f'{"passed" if has_passed else "NOT passed"}: {page}')
+        self.exit_status = 0 if has_passed else 1
+
+    def _facts(self, replay: ReplayStatus) -> RunFacts:
+        policy = self._policy
+        details = {
+            'dataset': replay.dataset,
+            'episode': str(replay.episode),
+            'mode': replay.mode,
+            'replay': f'{replay.state} {replay.detail}'.strip(),
+            'steps sent': str(replay.steps_sent),
+            'late steps': str(replay.late_steps),
+            'faults injected': str(replay.faults_injected),
+        }
+        if policy is not None:
+            details |= {
+                'policy': policy.policy_id,
+                'engine': policy.engine,
+                'preprocess': policy.preprocess,
+                'instruction': policy.instruction,
+            }
+        return RunFacts(
+            name=self._parameters.name,
+            command=self._parameters.command,
+            versions={'python': platform.python_version(), 'machine': platform.platform()},
+            details=details,
+        )
+
+
+def main() -> int:
+    """Run the recorder node."""
+    return run_node(RecorderNode)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

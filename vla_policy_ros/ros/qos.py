@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QoS that follows the publishers found on a topic; what cannot match is reported, never silent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rclpy.qos import (
+    DurabilityPolicy,
+    HistoryPolicy,
+    QoSCompatibility,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_check_compatible,
+)
+
+RELIABLE = QoSProfile(depth=64, reliability=ReliabilityPolicy.RELIABLE)
+LATCHED = QoSProfile(
+    depth=1,
+    history=HistoryPolicy.KEEP_LAST,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherMatch:
+    """What discovery says of a topic: the publishers, the QoS to subscribe with, and what does not fit."""
+
+    num_publishers: int
+    profile: QoSProfile
+    problems: tuple[str, ...]
+
+    @property
+    def key(self) -> tuple[ReliabilityPolicy, DurabilityPolicy]:
+        """The policies that make a new subscription necessary when they change."""
+        return self.profile.reliability, self.profile.durability
+
+
+def match_publishers(node: Any, topic: str, message_type: str, *, depth: int) -> PublisherMatch:
+    """Choose a profile for `topic`: reliable or latched only when every publisher is.
+
+    A best-effort, volatile subscription matches every publisher, so it is the start and the fallback; asking for more
+    than one of the publishers offers would cut that one off.
+    """
+    found = node.get_publishers_info_by_topic(topic)
+    offers = [info.qos_profile for info in found]
+    problems = tuple(
+        f'{info.node_name} publishes {info.topic_type}, expected {message_type}'
+        for info in found
+        if info.topic_type != message_type
+    )
+
+    def all_offer(reliability: ReliabilityPolicy) -> bool:
+        return bool(offers) and all(offer.reliability == reliability for offer in offers)
+
+    is_latched = bool(offers) and all(
+        offer.durability == DurabilityPolicy.TRANSIENT_LOCAL for offer in offers
+    )
+    profile = QoSProfile(
+        depth=depth,
+        history=HistoryPolicy.KEEP_LAST,
+        reliability=ReliabilityPolicy.RELIABLE
+        if all_offer(ReliabilityPolicy.RELIABLE)
+        else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if is_latched else DurabilityPolicy.VOLATILE,
+    )
+    return PublisherMatch(len(offers), profile, problems)
+
+
+def unmatched_subscribers(node: Any, topic: str, offered: QoSProfile) -> tuple[str, ...]:
+    """Return one sentence per subscriber of `topic` that cannot receive what is published with `offered`."""
+    problems = []
+    for info in node.get_subscriptions_info_by_topic(topic):
+        verdict, reason = qos_check_compatible(offered, info.qos_profile)
+        if verdict == QoSCompatibility.ERROR:
+            problems.append(f'{info.node_name} cannot receive {topic}: {reason}')
+    return tuple(problems)
