@@ -21,12 +21,14 @@ from torchvision.transforms.v2 import functional
 
 SEED = 20260401
 CASES = (
-    # (H, W), (h, w): shrink, odd shrink, strong shrink, enlarge, one axis only
+    # (H, W), (h, w): shrink, odd shrink, rows shrink more than columns, enlarge, one axis only,
+    # and a ratio at which PyTorch's nearest depends on float32
     ((48, 64), (24, 24)),
     ((45, 61), (17, 23)),
-    ((96, 128), (10, 12)),
+    ((60, 18), (14, 40)),
     ((15, 20), (32, 40)),
     ((30, 40), (30, 17)),
+    ((85, 9), (51, 4)),
 )
 MODES = (
     ('nearest', False),
