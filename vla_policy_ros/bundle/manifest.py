@@ -150,7 +150,7 @@ class Group(StrictModel):
     """Columns that are normalised together."""
 
     name: Identifier
-    """Name of the group, and its key in the statistics file."""
+    """Name of the group, and its key in the statistics file; unique among state and action."""
     names: tuple[Identifier, ...] = Field(min_length=1)
     """Joint or channel names in order."""
     units: tuple[str, ...] = Field(min_length=1)
@@ -378,6 +378,9 @@ class Manifest(StrictModel):
         _check_unique('action column', [n for g in self.action.groups for n in g.names])
         if self.state:
             _check_unique('state column', [n for g in self.state.groups for n in g.names])
+            # One statistics file is keyed by these names.
+            groups = (*self.state.groups, *self.action.groups)
+            _check_unique('state and action group', [group.name for group in groups])
         marks = [stage.in_loop for stage in self.stages]
         inside = [index for index, mark in enumerate(marks) if mark]
         if bool(inside) != bool(self.loop):

@@ -56,8 +56,11 @@ def find_faults(
     try:
         return model.model_validate(document), []
     except ValidationError as fault:
+        details = fault.errors(include_url=False)
         return None, [
-            _describe(detail, model, where, error) for detail in fault.errors(include_url=False)
+            _describe(detail, model, where, error)
+            for detail in details
+            if not _is_consequence(detail, details)
         ]
 
 
@@ -83,6 +86,14 @@ def with_count(faults: Sequence[VlaPolicyError]) -> VlaPolicyError:
         expected=facts['expected'],
         next_step=f'{facts["next_step"]} {more} more: run `vla-policy check`.',
         code=facts['code'],
+    )
+
+
+def _is_consequence(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
+    """Whether a list only counts as too short because an item of it is at fault."""
+    place = detail['loc']
+    return detail['type'] == 'too_short' and any(
+        len(other['loc']) > len(place) and other['loc'][: len(place)] == place for other in details
     )
 
 

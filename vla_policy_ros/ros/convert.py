@@ -11,6 +11,7 @@ from builtin_interfaces.msg import Duration, Time
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from vla_policy_ros.core.chunk import ActionChunk
+from vla_policy_ros.core.errors import ChunkRejectedError
 from vla_policy_ros.core.observation import Instruction
 from vla_policy_ros.core.specs import Array, Column, ColumnKind, Representation
 from vla_policy_ros.msg import ActionChunk as ActionChunkMessage
@@ -58,14 +59,25 @@ def chunk_from_message(message: ActionChunkMessage) -> ActionChunk:
     """Return a message as a chunk.
 
     Raises:
-        ChunkRejectedError: Sizes do not fit, or a value is not finite.
+        ChunkRejectedError: Sizes do not fit, a kind or representation is unknown, or a value is not finite.
     """
-    columns = tuple(
-        Column(name, unit, ColumnKind(kind), Representation(representation))
-        for name, unit, kind, representation in zip(
-            message.names, message.units, message.kinds, message.representations, strict=True
+    try:
+        columns = tuple(
+            Column(name, unit, ColumnKind(kind), Representation(representation))
+            for name, unit, kind, representation in zip(
+                message.names, message.units, message.kinds, message.representations, strict=True
+            )
         )
-    )
+        ages_ns = dict(zip(message.stream_names, message.stream_ages_ns, strict=True))
+        stages_ns = dict(zip(message.stage_names, message.stage_latencies_ns, strict=True))
+    except ValueError as fault:
+        raise ChunkRejectedError(
+            f'chunk at {to_ns(message.header.stamp)} ns',
+            got=str(fault),
+            expected='lists of one length, with kinds and representations of ActionChunk.msg',
+            next_step='Check that publisher and receiver use the same version of this package.',
+            code='bad_message',
+        ) from fault
     values: Array = np.array(message.values, dtype=np.float32)
     rows = int(message.horizon)
     fits = rows > 0 and values.size == rows * len(columns)
@@ -79,8 +91,8 @@ def chunk_from_message(message: ActionChunkMessage) -> ActionChunk:
         epoch=message.epoch,
         instruction=Instruction(message.instruction, message.instruction_id),
         policy_id=message.policy_id,
-        stream_ages_ns=dict(zip(message.stream_names, message.stream_ages_ns, strict=True)),
-        stage_latencies_ns=dict(zip(message.stage_names, message.stage_latencies_ns, strict=True)),
+        stream_ages_ns=ages_ns,
+        stage_latencies_ns=stages_ns,
     )
 
 

@@ -12,12 +12,15 @@ both ends (`40-59`), or a share of all steps (`10%`, drawn with the seed).
     jump:all:50-9999:-5     all stamps are shifted by VALUE seconds
     nan:elbow_flex:30       the joint's position is not a number
     missing:elbow_flex:30   the joint is not in the message
+
+TARGET is a camera, a joint, `joint_states` for all joints, or `all`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -29,6 +32,8 @@ FaultKind = Literal[
 ]
 _KINDS: tuple[str, ...] = get_args(FaultKind)
 _NEEDS_VALUE = ('delay', 'jump')
+ALL_JOINTS = ('joint_states', 'all')
+"""Targets that mean every joint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +53,34 @@ class Faults:
 
     Args:
         text: Faults as described above; empty for none.
+        targets: The cameras and joints that there are.
         seed: Seed of the drawn ones; the same seed gives the same steps.
 
     Raises:
-        ConfigurationError: The text cannot be read.
+        ConfigurationError: The text cannot be read, or names a target that is not there.
     """
 
-    def __init__(self, text: str, *, seed: int = 0) -> None:
+    def __init__(self, text: str, *, targets: Sequence[str], seed: int = 0) -> None:
         self._faults = tuple(_parse(part) for part in text.split(';') if part.strip())
         self._seed = seed
         self.num_injected = 0
+        known = (*targets, *ALL_JOINTS)
+        for fault in self._faults:
+            if fault.target not in known:
+                raise ConfigurationError(
+                    'parameter faults',
+                    got=f'target {fault.target!r}',
+                    expected=f'one of {", ".join(known)}',
+                    next_step='Name a camera or a joint of the dataset.',
+                    code='unknown_target',
+                )
 
-    def active(self, step: int, target: str) -> tuple[Fault, ...]:
-        """Return the faults that hit `target` in this step; every call with a hit counts."""
+    def active(self, step: int, *targets: str) -> tuple[Fault, ...]:
+        """Return the faults that hit one of the targets, or all, in this step; every hit counts."""
         hits = tuple(
             fault
             for index, fault in enumerate(self._faults)
-            if fault.target in (target, 'all') and self._hits(index, fault, step)
+            if fault.target in (*targets, 'all') and self._hits(index, fault, step)
         )
         self.num_injected += len(hits)
         return hits
@@ -87,14 +103,20 @@ def _parse(text: str) -> Fault:
     if kind not in _KINDS or len(rest) != wants:
         raise _wrong(text)
     target, when, value = rest[0], rest[1], rest[2] if wants == 3 else '0'
+    fault = Fault(kind, target)  # type: ignore[arg-type]
     try:
-        value_s = float(value)
+        fault = replace(fault, value_s=float(value))
         if when.endswith('%'):
-            return Fault(kind, target, share=float(when[:-1]) / 100, value_s=value_s)  # type: ignore[arg-type]
-        first, _, last = when.partition('-')
-        return Fault(kind, target, int(first), int(last or first), value_s=value_s)  # type: ignore[arg-type]
+            fault = replace(fault, share=float(when[:-1]) / 100)
+        else:
+            first, _, last = when.partition('-')
+            fault = replace(fault, first=int(first), last=int(last or first))
     except ValueError:
         raise _wrong(text) from None
+    is_share = 0 < fault.share <= 1
+    if not math.isfinite(fault.value_s) or not (is_share or 0 <= fault.first <= fault.last):
+        raise _wrong(text)
+    return fault
 
 
 def _wrong(text: str) -> ConfigurationError:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -145,44 +145,42 @@ class PolicyInputs:
 
     def _on_image(self, camera: str) -> Callable[[bytes], None]:
         def on_image(message: bytes) -> None:
-            self._offer(camera, lambda: self._view(read_image(message, camera)))
+            stamp_ns: int | None = None
+            try:
+                frame = read_image(message, camera)
+                stamp_ns = self._stamp(frame.stamp_ns)
+                frame = self._view(frame, stamp_ns)
+            except VlaPolicyError as error:
+                self._refuse(camera, stamp_ns, error)
+            else:
+                self._pipeline.offer_frame(frame)
 
         return on_image
 
     def _on_compressed(self, camera: str) -> Callable[[bytes], None]:
-        def read(message: bytes) -> Frame:
-            stamp_ns, image_format, data = read_compressed_image(message, camera)
-            encoding = compressed_encoding(image_format)
-            return Frame(camera, self._stamp(stamp_ns), encoding, 0, 0, 0, data)
-
         def on_compressed(message: bytes) -> None:
-            self._offer(camera, lambda: read(message))
+            stamp_ns: int | None = None
+            try:
+                stamp_ns, image_format, data = read_compressed_image(message, camera)
+                stamp_ns = self._stamp(stamp_ns)
+                encoding = compressed_encoding(image_format)
+            except VlaPolicyError as error:
+                self._refuse(camera, stamp_ns, error)
+            else:
+                self._pipeline.offer_frame(Frame(camera, stamp_ns, encoding, 0, 0, 0, data))
 
         return on_compressed
 
-    def _view(self, frame: Frame) -> Frame:
+    def _view(self, frame: Frame, stamp_ns: int) -> Frame:
         if self._uses_receive_time:
-            frame = Frame(
-                frame.camera,
-                self._now_ns(),
-                frame.encoding,
-                frame.height,
-                frame.width,
-                frame.step_bytes,
-                frame.data,
-                frame.is_bigendian,
-            )
+            frame = replace(frame, stamp_ns=stamp_ns)
         if frame.encoding not in ENCODINGS and self._cv_bridge:
             return self._cv_bridge(frame)
         return frame
 
-    def _offer(self, camera: str, read: Callable[[], Frame]) -> None:
-        try:
-            frame = read()
-        except VlaPolicyError as error:
-            self._pipeline.refuse(camera, self._now_ns(), error)
-            return
-        self._pipeline.offer_frame(frame)
+    def _refuse(self, camera: str, stamp_ns: int | None, error: VlaPolicyError) -> None:
+        """Refuse a message; the time of receipt stands in for a stamp that could not be read."""
+        self._pipeline.refuse(camera, self._now_ns() if stamp_ns is None else stamp_ns, error)
 
     def _on_joints(self, index: int) -> Callable[[JointState], None]:
         def on_joints(message: JointState) -> None:

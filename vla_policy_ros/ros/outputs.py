@@ -111,6 +111,8 @@ class PolicyOutputs:
             observations=snapshot.observations,
             chunks=snapshot.chunks,
             refused=snapshot.refused,
+            reset_reasons=list(snapshot.resets),
+            reset_counts=list(snapshot.resets.values()),
             refusal_causes=list(snapshot.causes),
             refusal_counts=list(snapshot.causes.values()),
             stage_names=list(snapshot.latencies),
@@ -126,6 +128,7 @@ class PolicyOutputs:
                 received=stream.received,
                 used=stream.used,
                 missing=stream.missing,
+                filled=stream.filled,
                 refused=stream.refused,
                 newest_age_ns=stream.newest_age_ns,
                 rate_hz=stream.rate_hz,
@@ -154,6 +157,7 @@ class PolicyOutputs:
         for stream in status.streams:
             values[f'{stream.name} rate_hz'] = f'{stream.rate_hz:.1f}'
             values[f'{stream.name} missing'] = stream.missing
+            values[f'{stream.name} filled'] = stream.filled
         for index, name in enumerate(status.stage_names):
             values[f'{name} p99_ms'] = f'{status.stage_p99_ms[index]:.3f}'
         main = DiagnosticStatus(

@@ -15,6 +15,7 @@ from rcl_interfaces.msg import (
     ParameterDescriptor,
     SetParametersResult,
 )
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 
 from vla_policy_ros.bundle.strict import StrictModel, find_faults, parse
 from vla_policy_ros.core.errors import ConfigurationError
@@ -42,7 +43,7 @@ class NodeParameters(Generic[ModelT]):
         on_change: Called with the new whole after a dynamic parameter changed.
 
     Raises:
-        ConfigurationError: A start value is outside its range or choices.
+        ConfigurationError: A start value is of another type, or outside its range or choices.
     """
 
     def __init__(
@@ -52,13 +53,27 @@ class NodeParameters(Generic[ModelT]):
         self._name = node.get_name()
         self._on_change = on_change
         values = {
-            name: node.declare_parameter(name, _to_ros(field.default), describe(field)).value
-            for name, field in model.model_fields.items()
+            name: self._declare(node, name, field) for name, field in model.model_fields.items()
         }
         self.current: ModelT = parse(
             model, _from_ros(values), f'parameters of {self._name}', ConfigurationError
         )
         node.add_on_set_parameters_callback(self._set)
+
+    def _declare(self, node: Any, name: str, field: FieldInfo) -> Any:
+        descriptor = describe(field)
+        try:
+            return node.declare_parameter(name, _to_ros(field.default), descriptor).value
+        except (InvalidParameterTypeException, InvalidParameterValueException) as fault:
+            raise ConfigurationError(
+                f'parameters of {self._name}: {name}',
+                got=str(fault),
+                expected=f'a value like {field.default!r}',
+                next_step=f'{descriptor.description} Numbers with a fraction need a point, such as 2.0.'
+                if isinstance(field.default, float)
+                else f'{descriptor.description}',
+                code='bad_value',
+            ) from fault
 
     def _set(self, parameters: Sequence[Any]) -> SetParametersResult:
         ours = {p.name: p.value for p in parameters if p.name in self._model.model_fields}

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Literal, Protocol
 
 from vla_policy_ros.core.dataset import Dataset, Episode
@@ -36,8 +38,12 @@ class PlayerSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """One step ready to be sent: its pictures per camera, and where it lies in its episode and in time."""
+    """One step ready to be sent: its pictures per camera, and where it lies in its episode and in time.
 
+    `round` counts the episodes played before this one, repeated ones too.
+    """
+
+    round: int
     episode: Episode
     index: int
     stamp_ns: int
@@ -90,6 +96,7 @@ class EpisodePlayer:
         self._stage = stage
         self._settings = settings
         self._on_change = on_change
+        self._num_rounds = 0
         self._stop = threading.Event()
         self._acknowledged = threading.Condition()
         self._acknowledged_stamp_ns = -1
@@ -116,17 +123,34 @@ class EpisodePlayer:
 
     def _run(self) -> None:
         try:
-            self._wait_until(self._stage.is_ready, 'consumers')
-            base_ns = self._stage.now_ns()
-            while not self._stop.is_set():
-                for index in self._settings.episodes:
-                    with closing(self._dataset.episode(index)) as episode:
-                        base_ns = self._play(episode, base_ns)
-                if not self._settings.loop:
-                    break
-            self._enter('finished')
+            self._play_all()
         except VlaPolicyError as error:
             self._enter('failed', str(error))
+        except Exception:  # noqa: BLE001 - the thread's border: it would end without a word
+            self._enter('failed', traceback.format_exc())
+        else:
+            self._enter_end()
+
+    def _play_all(self) -> None:
+        self._wait_until(self._stage.is_ready, 'consumers')
+        base_ns = self._stage.now_ns()
+        episodes = self._settings.episodes
+        for index in cycle(episodes) if self._settings.loop else episodes:
+            if self._stop.is_set():
+                return
+            with closing(self._dataset.episode(index)) as episode:
+                base_ns = self._play(episode, base_ns)
+            self._num_rounds += 1
+
+    def _enter_end(self) -> None:
+        state = self.state
+        if self._stop.is_set() and not self._settings.loop:
+            self._enter(
+                'failed',
+                f'stopped at step {state.step} of {state.num_steps} of episode {state.episode}',
+            )
+        else:
+            self._enter('finished')
 
     def _enter(
         self, state: Literal['waiting', 'playing', 'finished', 'failed'], detail: str = ''
@@ -151,8 +175,9 @@ class EpisodePlayer:
                 text = instruction
                 self._wait_until(lambda: self._stage.instruct(text), 'the new instruction')  # noqa: B023
                 if step_index == first:
-                    base_ns = max(base_ns, self._stage.now_ns())
-                    origin_ns = time.monotonic_ns()
+                    now_ns = self._stage.now_ns()
+                    base_ns = max(base_ns, now_ns)
+                    origin_ns = time.monotonic_ns() + base_ns - now_ns
                     self._enter('playing')
             stamp_ns = base_ns + int(offsets_ns[step_index])
             if self._settings.mode == 'timed':
@@ -161,7 +186,7 @@ class EpisodePlayer:
                 break
             self.state.step += 1
             self.state.steps_sent += 1
-            self._stage.send(Step(episode, step_index, stamp_ns, images))
+            self._stage.send(Step(self._num_rounds, episode, step_index, stamp_ns, images))
             if self._settings.mode == 'lockstep':
                 self._wait_for(stamp_ns)
         return base_ns + int(offsets_ns[last - 1]) + _EPISODE_GAP_NS
@@ -228,28 +253,3 @@ class EpisodePlayer:
                 next_step='Look at the policy node: its status names the stream that is missing.',
                 code='no_acknowledgement',
             )
-
-
-def parse_episodes(text: str, num_episodes: int) -> tuple[int, ...]:
-    """Return the indices named by a text such as `0`, `0,2,5-8` or `all`.
-
-    Raises:
-        ConfigurationError: The text cannot be read, or names an episode that is not there.
-    """
-    if text.strip() == 'all':
-        return tuple(range(num_episodes))
-    indices: list[int] = []
-    try:
-        for part in text.split(','):
-            first, _, last = part.strip().partition('-')
-            indices += range(int(first), int(last or first) + 1)
-    except ValueError:
-        indices = []
-    if not indices or not all(0 <= index < num_episodes for index in indices):
-        raise ConfigurationError(
-            'episodes',
-            got=repr(text),
-            expected=f'indices from 0 to {num_episodes - 1}, such as 0,2,5-8, or all',
-            next_step='`vla-policy check DATASET` lists the episodes.',
-        )
-    return tuple(indices)

@@ -13,7 +13,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from vla_policy_ros.core.specs import Array
 from vla_policy_ros.ros.convert import to_time
-from vla_policy_ros.ros.faults import Fault, kinds
+from vla_policy_ros.ros.faults import ALL_JOINTS, Fault, kinds
 
 _NS_PER_S = 1_000_000_000
 
@@ -71,10 +71,12 @@ def joint_message(
     names: Sequence[str], positions: Array, *, stamp_ns: int, faults: Sequence[Fault]
 ) -> JointState:
     """Return one state row as `JointState`; joint faults are matched by their target."""
-    nan = {fault.target for fault in faults if fault.kind == 'nan'}
-    missing = {fault.target for fault in faults if fault.kind == 'missing'}
-    kept = [index for index, name in enumerate(names) if name not in missing]
-    values = [np.nan if names[index] in nan else float(positions[index]) for index in kept]
+
+    def is_hit(name: str, kind: str) -> bool:
+        return any(f.kind == kind and f.target in (name, *ALL_JOINTS) for f in faults)
+
+    kept = [index for index, name in enumerate(names) if not is_hit(name, 'missing')]
+    values = [np.nan if is_hit(names[index], 'nan') else float(positions[index]) for index in kept]
     message = JointState(name=[names[index] for index in kept], position=array('d', values))
     message.header.stamp = to_time(stamp_ns)
     return message

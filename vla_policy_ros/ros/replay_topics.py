@@ -100,12 +100,15 @@ class ReplayTopics:
     """
 
     def __init__(self, node: Any, *, info: DatasetInfo, parameters: ReplayNodeParameters) -> None:
-        self.faults = Faults(parameters.faults, seed=parameters.seed)
+        cameras = tuple(camera.name for camera in info.cameras)
+        self._joint_names = tuple(column.name for column in info.state)
+        self.faults = Faults(
+            parameters.faults, targets=(*cameras, *self._joint_names), seed=parameters.seed
+        )
         self.policy_status: PolicyStatus | None = None
         self._node = node
         self._info = info
         self._parameters = parameters
-        self._joint_names = tuple(column.name for column in info.state)
         self._clock_ns = _CLOCK_START_NS
         self._num_sent = 0
         self._instruction: str | None = None
@@ -189,7 +192,11 @@ class ReplayTopics:
     def _send_truth(self, step: Step, index: int) -> None:
         chunk = dataclasses.replace(
             truth_chunk(
-                self._info, step.episode, step=step.index, horizon=self._parameters.horizon
+                self._info,
+                step.episode,
+                step=step.index,
+                horizon=self._parameters.horizon,
+                epoch=step.round,
             ),
             start_ns=step.stamp_ns,
             observation_stamp_ns=step.stamp_ns,
@@ -198,8 +205,7 @@ class ReplayTopics:
         self._truth.publish(chunk_to_message(chunk, publish_stamp_ns=self.now_ns()))
 
     def _send_joints(self, step: Step, index: int) -> None:
-        targets = ('joint_states', *self._joint_names)
-        faults = [fault for name in targets for fault in self.faults.active(index, name)]
+        faults = self.faults.active(index, 'joint_states', *self._joint_names)
         if 'drop' in kinds(faults):
             return
         message = joint_message(

@@ -16,7 +16,6 @@ from vla_policy_ros.core.policy import Policy
 from vla_policy_ros.deployment.config import (
     SAMPLE_BUNDLE,
     Deployment,
-    check_deployment,
     default_deployment,
     load_deployment,
 )
@@ -99,24 +98,21 @@ class PolicyNode(ManagedNode):
         )
         spec = self._policy.spec
         deployment = overrides.apply(given or default_deployment(spec, bundle=bundle))
-        for fault in check_deployment(deployment, spec)[:1]:
-            raise fault
         self._policy.warmup()
         self._deployment = deployment
+        self._pipeline = PolicyPipeline(
+            self._policy,
+            deployment,
+            clock=_RosClock(self.get_clock()),
+            on_outcome=self._on_outcome,
+        )
         self._outputs = PolicyOutputs(self, deployment=deployment, policy_id=spec.policy_id)
         self.get_logger().info(f'{spec.policy_id} loaded on {settings.engine}')
 
     def activate(self) -> None:
-        """Start the pipeline and subscribe."""
-        assert self._policy is not None
+        """Start the pipeline and subscribe; every activation begins a new epoch."""
         assert self._deployment is not None
-        clock = self.get_clock()
-        self._pipeline = PolicyPipeline(
-            self._policy,
-            self._deployment,
-            clock=_RosClock(clock),
-            on_outcome=self._on_outcome,
-        )
+        assert self._pipeline is not None
         self._pipeline.start()
         parameters = self._parameters.current
         self._inputs = PolicyInputs(
@@ -135,7 +131,7 @@ class PolicyNode(ManagedNode):
         self._follow()
 
     def deactivate(self) -> None:
-        """Unsubscribe, then stop the pipeline; what is still queued is discarded."""
+        """Unsubscribe, then stop the pipeline; what is still queued is refused as stopped."""
         for timer in self._timers:
             self.destroy_timer(timer)
         self._timers = []
@@ -145,13 +141,12 @@ class PolicyNode(ManagedNode):
             self._found = []
         if self._pipeline is not None:
             self._pipeline.stop()
-            if self._outputs is not None:
-                self._outputs.publish_status(self._pipeline.snapshot(), [])
-            self._pipeline = None
+            self._report()
 
     def release(self) -> None:
         """Stop, and free the policy."""
         self.deactivate()
+        self._pipeline = None
         if self._outputs is not None:
             self._outputs.close()
             self._outputs = None
@@ -192,7 +187,7 @@ class PolicyNode(ManagedNode):
             self._report()
 
     def _on_reset(self, _request: Any, response: Any) -> Any:
-        response.success = self._pipeline is not None
+        response.success = self._inputs is not None and self._pipeline is not None
         response.message = 'reset' if response.success else 'the node is not active'
         if self._pipeline is not None:
             self._pipeline.reset('service')

@@ -10,12 +10,13 @@ from typing import Any
 from rclpy.clock import Clock, ClockType
 
 from vla_policy_ros.core.dataset import Dataset
+from vla_policy_ros.datasets.episodes import parse_episodes
 from vla_policy_ros.datasets.registry import open_dataset
 from vla_policy_ros.msg import ObservationAck, PolicyStatus, ReplayStatus
 from vla_policy_ros.ros.convert import to_ns, to_time
 from vla_policy_ros.ros.lifecycle import ManagedNode
 from vla_policy_ros.ros.parameters import NodeParameters
-from vla_policy_ros.ros.player import EpisodePlayer, PlayerSettings, parse_episodes
+from vla_policy_ros.ros.player import EpisodePlayer, PlayerSettings
 from vla_policy_ros.ros.process import run_node
 from vla_policy_ros.ros.qos import LATCHED, RELIABLE
 from vla_policy_ros.ros.replay_topics import ReplayNodeParameters, ReplayTopics

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lies here so that pytest puts `test/` on the path: tests import `support.*` and `contracts.*` from it."""
+
+import pytest
+from support.requirements import DATA, require
+from support.ros_processes import RosProcesses
+
+_REQUIREMENTS = ('ros', 'launch', 'gpu', 'tensorrt')
+
+
+class _MissingModule(pytest.Module):
+    """Stands in for a module that cannot be imported on this machine."""
+
+    def collect(self):
+        require(self.path.parent.name)
+        return super().collect()
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    """Check what the modules of test/ros and test/launch import before they are imported."""
+    if module_path.parent.name in ('ros', 'launch'):
+        return _MissingModule.from_parent(parent, path=module_path)
+    return None
+
+
+def pytest_runtest_setup(item):
+    """Skip or fail a test whose markers ask for something that this machine lacks."""
+    for name in _REQUIREMENTS:
+        if item.get_closest_marker(name):
+            require(name)
+
+
+@pytest.fixture(scope='session')
+def data():
+    """Folder of the real recordings beside the project; read-only."""
+    require('data')
+    return DATA
+
+
+@pytest.fixture(scope='session')
+def gr00t_demo(data):
+    """Path of the GR00T demo dataset; read-only."""
+    return data / 'gr00t_demo'
+
+
+@pytest.fixture(scope='session')
+def recording(tmp_path_factory):
+    """A short recording and a bundle that fits it."""
+    from support.recordings import write_recording
+
+    return write_recording(tmp_path_factory.mktemp('recording'))
+
+
+@pytest.fixture
+def processes(tmp_path):
+    """Starts processes in a ROS domain of their own."""
+    with RosProcesses(tmp_path) as processes:
+        yield processes
+
+
+@pytest.fixture
+def graph(processes):
+    """A node of the test in the domain of `processes`."""
+    from support.ros_graph import RosGraph
+
+    with RosGraph(processes.domain_id) as graph:
+        yield graph

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+from support.bundles import direct_manifest, make_observation, write_direct_bundle
+
+from vla_policy_ros.bundle.probe import Probe, make_probe, write_probe
+from vla_policy_ros.bundle.writer import write_bundle
+from vla_policy_ros.core.errors import BundleError, ConfigurationError
+from vla_policy_ros.policies.engine_policy import EnginePolicy
+from vla_policy_ros.policies.hold import HoldPolicy
+from vla_policy_ros.policies.registry import POLICY_ENGINES, load_policy
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return write_direct_bundle(tmp_path)
+
+
+@pytest.mark.parametrize('engine', POLICY_ENGINES)
+def test_every_engine_gives_a_policy_of_the_bundles_spec(bundle, engine):
+    policy = load_policy(str(bundle.folder), engine=engine, slots=2, threads=1)
+    assert policy.spec == bundle.spec
+    policy.warmup()
+    assert policy.infer(make_observation(bundle)).horizon == 4
+    policy.close()
+
+
+def test_none_holds_the_state(bundle):
+    policy = load_policy(bundle.folder, engine='none')
+    assert isinstance(policy, HoldPolicy)
+    chunk = policy.infer(make_observation(bundle, state=(1, 2, 3)))
+    np.testing.assert_array_equal(chunk.actions[-1], [1, 2, 3])
+
+
+def test_slots_reach_the_policy(bundle):
+    policy = load_policy(bundle.folder, slots=3)
+    images = make_observation(bundle).images['front']
+    held = [policy.prepare(images[0]) for _ in range(3)]
+    with pytest.raises(ValueError, match='3 prepared images'):
+        policy.prepare(images[0])
+    assert len(held) == 3
+
+
+def test_unknown_names_are_refused(bundle):
+    with pytest.raises(ConfigurationError) as caught:
+        load_policy(bundle.folder, engine='warp')
+    assert caught.value.code == 'unknown_engine'
+    with pytest.raises(ConfigurationError) as caught:
+        load_policy(bundle.folder, preprocess='gpu')
+    assert caught.value.code == 'unknown_preprocess'
+
+
+def test_policy_that_fails_its_probe_is_not_handed_out(bundle, monkeypatch):
+    probe = make_probe(EnginePolicy(bundle), make_observation(bundle))
+    write_probe(bundle.folder / 'probe.npz', Probe(probe.inputs, None, probe.output + 0.1))
+    write_bundle(bundle.folder, {**direct_manifest(), 'probe': 'probe.npz'})
+    closed = []
+
+    def close(self):
+        closed.append(self)
+
+    monkeypatch.setattr(EnginePolicy, 'close', close)
+    with pytest.raises(BundleError) as caught:
+        load_policy(bundle.folder)
+    assert caught.value.code == 'probe_failed'
+    assert len(closed) == 1

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Robot and policy in one YAML file: which topics feed the policy, how they are matched, where its chunks go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from vla_policy_ros.bundle.strict import StrictModel, find_faults, parse, read_yaml
+from vla_policy_ros.core.errors import ConfigurationError, VlaPolicyError
+from vla_policy_ros.core.specs import PolicySpec
+from vla_policy_ros.deployment.checks import JOINT_STATES, find_mismatches
+
+SAMPLE_BUNDLE = 'sample'
+_SPARE_SLOTS = 4
+
+Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Topic = Annotated[str, Field(pattern=r'^[~/A-Za-z_][A-Za-z0-9_/]*$')]
+
+
+def to_ns(duration_ms: float) -> int:
+    """Convert milliseconds to whole nanoseconds."""
+    return round(duration_ms * 1e6)
+
+
+class PolicySettings(StrictModel):
+    """Which policy runs, and how."""
+
+    bundle: str = Field(min_length=1)
+    """Folder of the policy bundle, relative to this file; `sample` is the bundle that comes with the package."""
+    engine: str = 'onnxruntime'
+    """Engine that runs the stages."""
+    preprocess: str = 'cpu'
+    """Where images are preprocessed."""
+    threads: int = Field(default=0, ge=0)
+    """Threads of the engine; 0 lets the engine choose."""
+    slots: int = Field(default=16, ge=2)
+    """Preprocessed images held per camera: history, sets that wait, and the one in work; at least `queue` + 4."""
+    trigger: Literal['every_set', 'newest'] = 'every_set'
+    """`every_set` queues every matched set, `newest` keeps the latest one only; what falls out is `superseded`."""
+    queue: int = Field(default=8, ge=1)
+    """Matched sets that wait for the policy (`every_set`); also images per camera that wait for preprocessing."""
+
+    @model_validator(mode='after')
+    def _check(self) -> Self:
+        if self.slots < self.queue + _SPARE_SLOTS:
+            raise ValueError(
+                f'at least {self.queue + _SPARE_SLOTS} slots for a queue of {self.queue}'
+            )
+        return self
+
+    @property
+    def max_waiting(self) -> int:
+        """Matched sets that may wait for the policy."""
+        return 1 if self.trigger == 'newest' else self.queue
+
+
+class CameraSource(StrictModel):
+    """One camera of the policy and the topic that feeds it."""
+
+    topic: Topic
+    """Image topic; the full name of the compressed topic when `transport` is `compressed`."""
+    transport: Literal['raw', 'compressed'] = 'raw'
+    """`raw` is sensor_msgs/Image, `compressed` sensor_msgs/CompressedImage (JPEG or PNG)."""
+    match: Literal['nearest', 'as_of'] = 'nearest'
+    """Which image belongs to a reference stamp: the nearest one, or the newest one that is not later."""
+    tolerance_ms: Milliseconds = 20.0
+    """Largest distance of the image to the wanted stamp, in milliseconds (`nearest`)."""
+    max_age_ms: Milliseconds = 100.0
+    """Largest age of the image at the wanted stamp, in milliseconds."""
+    fill: Literal['refuse', 'last', 'black'] = 'refuse'
+    """What stands in for an image that is not there: nothing, the last image, or a black one; fills are counted."""
+    rate_hz: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Nominal rate in hertz, to count lost images; empty: learnt from the stamps."""
+
+
+class JointSource(StrictModel):
+    """One topic of joint states and the joints it gives."""
+
+    topic: Topic
+    """Topic of sensor_msgs/JointState."""
+    names: tuple[str, ...] = ()
+    """Joints of the policy's state that this source gives, under the policy's names; empty: all of them."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """Name in the message to name in the policy, for joints that are called differently."""
+    match: Literal['nearest', 'as_of', 'interpolate'] = 'interpolate'
+    """Which state belongs to a reference stamp: the nearest, the newest not later, or the blend of both neighbours."""
+    tolerance_ms: Milliseconds = 50.0
+    """Largest distance of a sample to the wanted stamp, in milliseconds (`nearest`, `interpolate`)."""
+    max_age_ms: Milliseconds = 100.0
+    """Largest age of a sample at the wanted stamp, in milliseconds."""
+
+
+class InstructionSource(StrictModel):
+    """What the robot is told to do."""
+
+    text: str = ''
+    """Instruction at the start."""
+    topic: str = 'instruction'
+    """Topic of std_msgs/String that replaces the instruction; empty: none."""
+
+
+class Matching(StrictModel):
+    """How streams are matched on stamps."""
+
+    reference: str = ''
+    """Stream that triggers the policy: a camera's name, or `joint_states` for the first joint source; empty: the
+    policy's first camera."""
+    patience_ms: Milliseconds = 200.0
+    """How long after its stamp a reference sample waits for the other streams, in milliseconds; it waits only while a
+    stream has no sample at or past that stamp."""
+    time_source: Literal['header', 'receive'] = 'header'
+    """`header`: capture stamps of the messages; `receive`: the node's time of receipt, for drivers that do not stamp."""
+    time_jump_ms: float = Field(default=1000.0, gt=0, allow_inf_nan=False)
+    """A reference stamp this much before the last one (a bag that loops) resets the policy, in milliseconds."""
+
+
+class Output(StrictModel):
+    """Where chunks go."""
+
+    chunk_topic: Topic = 'action_chunk'
+    """Topic of vla_policy_ros/ActionChunk."""
+    trajectory_topic: str = ''
+    """Topic of trajectory_msgs/JointTrajectory for a joint trajectory controller; empty: none."""
+    trajectory_lead_ms: Milliseconds = 50.0
+    """Rows of a trajectory that are due sooner than this after publication are left out, in milliseconds."""
+    frame_id: str = ''
+    """Frame id of the trajectory's header."""
+
+
+class Deployment(StrictModel):
+    """One robot with one policy: the whole of a deployment file."""
+
+    schema_version: Literal[1] = 1
+    """Version of this schema."""
+    policy: PolicySettings
+    """Which policy runs, and how."""
+    cameras: dict[str, CameraSource] = Field(default_factory=dict)
+    """The policy's camera names and what feeds them."""
+    joint_states: tuple[JointSource, ...] = ()
+    """Topics that together give every joint of the policy's state exactly once."""
+    instruction: InstructionSource = InstructionSource()
+    """What the robot is told to do."""
+    matching: Matching = Matching()
+    """How streams are matched on stamps."""
+    output: Output = Output()
+    """Where chunks go."""
+
+    @property
+    def joint_streams(self) -> tuple[str, ...]:
+        """Names of the joint streams: `joint_states[0]` and so on, in the order of `joint_states`."""
+        return tuple(f'{JOINT_STATES}[{index}]' for index in range(len(self.joint_states)))
+
+    def reference_stream(self, spec: PolicySpec) -> str:
+        """Return the name of the reference stream."""
+        cameras = [camera.name for camera in spec.observation.cameras]
+        reference = self.matching.reference or (cameras or [JOINT_STATES])[0]
+        return self.joint_streams[0] if reference == JOINT_STATES else reference
+
+
+def default_deployment(spec: PolicySpec, *, bundle: str) -> Deployment:
+    """Return a deployment with the usual topics: `/camera/<name>/image_raw` and `/joint_states`."""
+    document: dict[str, Any] = {
+        'policy': {'bundle': bundle},
+        'cameras': {
+            camera.name: {'topic': f'/camera/{_topic_part(camera.name)}/image_raw'}
+            for camera in spec.observation.cameras
+        },
+        'joint_states': [{'topic': '/joint_states'}] if spec.observation.state else [],
+    }
+    return parse(Deployment, document, 'default deployment', ConfigurationError)
+
+
+def load_deployment(path: str | Path) -> Deployment:
+    """Read a deployment file; a relative bundle path is resolved against the file's folder.
+
+    Raises:
+        ConfigurationError: The file is missing or not YAML, or a key is unknown, missing or has a wrong value.
+    """
+    path = Path(path)
+    document = read_yaml(path, ConfigurationError)
+    return _resolve(parse(Deployment, document, str(path), ConfigurationError), path.parent)
+
+
+def find_deployment_faults(path: str | Path) -> list[VlaPolicyError]:
+    """Return every fault of a deployment file that can be told without the policy."""
+    path = Path(path)
+    try:
+        document = read_yaml(path, ConfigurationError)
+    except ConfigurationError as fault:
+        return [fault]
+    return find_faults(Deployment, document, str(path), ConfigurationError)[1]
+
+
+def check_deployment(deployment: Deployment, spec: PolicySpec) -> list[VlaPolicyError]:
+    """Return every place where a deployment does not fit the policy."""
+    sources: Mapping[str, tuple[str, ...]] = {
+        f'{stream} ({source.topic})': source.names
+        for stream, source in zip(deployment.joint_streams, deployment.joint_states, strict=True)
+    }
+    return find_mismatches(
+        spec.observation,
+        cameras=tuple(deployment.cameras),
+        joint_sources=sources,
+        reference=deployment.matching.reference,
+    )
+
+
+def _resolve(deployment: Deployment, folder: Path) -> Deployment:
+    if deployment.policy.bundle == SAMPLE_BUNDLE:
+        return deployment
+    bundle = str((folder / Path(deployment.policy.bundle).expanduser()).resolve())
+    policy = deployment.policy.model_copy(update={'bundle': bundle})
+    return deployment.model_copy(update={'policy': policy})
+
+
+def _topic_part(name: str) -> str:
+    """Return a camera's name as part of a topic, which has no dots, dashes or leading digits."""
+    part = ''.join(letter if letter.isalnum() or letter == '/' else '_' for letter in name)
+    return part if not part[:1].isdigit() else f'_{part}'

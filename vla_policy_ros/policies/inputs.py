@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an observation to the pool: images, state and words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from vla_policy_ros.bundle.bundle import Bundle
+from vla_policy_ros.bundle.instruction import InstructionEncoder
+from vla_policy_ros.bundle.manifest import Camera, CenterCrop, Crop, Resize
+from vla_policy_ros.bundle.normalization import StateNormalizer
+from vla_policy_ros.core.errors import ImageError, StateError
+from vla_policy_ros.core.frame import Frame, PreparedFrame
+from vla_policy_ros.core.observation import Instruction, Observation
+from vla_policy_ros.core.specs import Array
+from vla_policy_ros.policies.prepared import CameraSlots, PreparedImage
+
+
+class CameraInput:
+    """Fills one camera's pool tensor, entry by entry of its history."""
+
+    def __init__(self, camera: Camera, tensor: Array, *, slots: int) -> None:
+        self.slots = CameraSlots(camera, slots)
+        self._name = camera.name
+        frames, (height, width) = len(camera.history_ns), camera.size
+        chw = camera.layout == 'chw'
+        shape = (3, height, width) if chw else (height, width, 3)
+        self._entries = tensor.reshape(frames, *shape)  # views of the pool
+
+    def write(self, images: Mapping[str, tuple[Frame | PreparedFrame, ...]]) -> None:
+        """Copy prepared images, preprocess raw ones.
+
+        Raises:
+            ImageError: The camera is missing (`missing_camera`), has another number of images than its history
+                (`wrong_history`), or an image is of another camera or policy (`foreign_frame`) or broken.
+        """
+        given = images.get(self._name)
+        if given is None or len(given) != len(self._entries):
+            got = 'no images' if given is None else f'{len(given)} images'
+            raise ImageError(
+                f'camera {self._name!r}',
+                got=got,
+                expected=f'{len(self._entries)}, one per offset of history_ns',
+                next_step='Give the images of the whole history, oldest first.',
+                code='missing_camera' if given is None else 'wrong_history',
+            )
+        for entry, image in zip(self._entries, given, strict=True):
+            if image.camera != self._name:
+                raise self._foreign(f'an image of camera {image.camera!r}')
+            if isinstance(image, Frame):
+                self.slots.run(image, entry)
+            elif isinstance(image, PreparedImage) and self.slots.owns(image):
+                np.copyto(entry, image.image)
+            else:
+                raise self._foreign(f'a {type(image).__name__} that this policy did not prepare')
+
+    def _foreign(self, got: str) -> ImageError:
+        return ImageError(
+            f'camera {self._name!r}',
+            got=got,
+            expected='frames of this camera, raw or prepared by this policy',
+            next_step='Pass what prepare() of the same policy returned.',
+            code='foreign_frame',
+        )
+
+
+class StateInput:
+    """Fills the state's pool tensor."""
+
+    def __init__(self, bundle: Bundle, pool: Mapping[str, Array]) -> None:
+        state = bundle.manifest.state
+        assert state
+        observation = bundle.spec.observation
+        self._names = observation.state_names
+        self._shape = (len(state.history_ns), len(self._names))
+        self._normalizer = StateNormalizer(state, bundle.statistics)
+        self._rows = pool[state.tensor].reshape(self._shape[0], -1)  # a view of the pool
+
+    def write(self, state: Array) -> None:
+        """Check and normalise.
+
+        Raises:
+            StateError: The state has another shape (`wrong_shape`) or is not finite (`not_finite`).
+        """
+        if state.shape != self._shape:
+            raise StateError(
+                'state',
+                got=f'shape {list(state.shape)}',
+                expected=f'{list(self._shape)}: one row per offset of history_ns, one column per name',
+                next_step='Give the columns of the spec in their order, oldest row first.',
+                code='wrong_shape',
+            )
+        if not np.isfinite(state).all():
+            row, column = (int(index) for index in np.argwhere(~np.isfinite(state))[0])
+            raise StateError(
+                'state',
+                got=f'{state[row, column]} for {self._names[column]}',
+                expected='finite values',
+                next_step='Look at the driver that publishes this joint.',
+                code='not_finite',
+            )
+        self._normalizer.write(state, self._rows)
+
+
+class ObservationInput:
+    """Fills everything that an observation fills.
+
+    Args:
+        bundle: The bundle.
+        pool: Its tensors.
+        slots: Prepared images per camera.
+    """
+
+    def __init__(self, bundle: Bundle, pool: Mapping[str, Array], *, slots: int) -> None:
+        manifest = bundle.manifest
+        self._cameras = {
+            c.name: CameraInput(c, pool[c.tensor], slots=slots) for c in manifest.cameras
+        }
+        self._state = StateInput(bundle, pool) if manifest.state else None
+        words = manifest.instruction
+        self._encoder = InstructionEncoder(words, bundle.folder) if words else None
+        self._tokens = pool[words.tokens] if words else None
+        self._mask = pool[words.mask] if words and words.mask else None
+
+    def prepare(self, frame: Frame) -> PreparedImage:
+        """Preprocess one image into a free slot; any thread may call it.
+
+        Raises:
+            ImageError: The policy has no such camera (`unknown_camera`), no slot is free, or the image is broken.
+        """
+        if frame.camera not in self._cameras:
+            raise _unknown_camera(frame.camera, self._cameras)
+        return self._cameras[frame.camera].slots.prepare(frame)
+
+    def write(self, observation: Observation) -> None:
+        """Fill the pool.
+
+        Raises:
+            ImageError: A camera is unknown or missing, or an image cannot be used.
+            StateError: The state cannot be used.
+            InstructionError: The words cannot be used.
+        """
+        for name in observation.images:
+            if name not in self._cameras:
+                raise _unknown_camera(name, self._cameras)
+        for camera in self._cameras.values():
+            camera.write(observation.images)
+        if self._state:
+            self._state.write(observation.state)
+        if self._encoder and self._tokens is not None:
+            self._encoder.write(observation.instruction.text, self._tokens, self._mask)
+
+
+def example_observation(bundle: Bundle) -> Observation:
+    """Make an observation of black images and a zero state that the bundle's policy takes."""
+    spec = bundle.spec.observation
+    images: dict[str, tuple[Frame | PreparedFrame, ...]] = {}
+    for camera in bundle.manifest.cameras:
+        frame = Frame.from_rgb(camera.name, 0, np.zeros((*_source_size(camera), 3), np.uint8))
+        images[camera.name] = (frame,) * len(camera.history_ns)
+    state = np.zeros((len(spec.state_history_ns), len(spec.state)), np.float32)
+    return Observation(images=images, state=state, instruction=Instruction('go'), stamp_ns=0)
+
+
+def _source_size(camera: Camera) -> tuple[int, int]:
+    """Return a size in pixels that the camera's geometry accepts: crops need enough, pads take no more."""
+    share = 1.0
+    for step in camera.geometry:
+        if isinstance(step, CenterCrop):
+            share *= step.fraction
+            continue
+        height, width = step.height, step.width
+        if isinstance(step, Crop):
+            height, width = step.top + height, step.left + width
+        elif isinstance(step, Resize) and step.to == 'shortest_edge':
+            width = height * 4 // 3
+        # Floor of the crop's share must not fall below the size that comes next.
+        return int(np.ceil(height / share)), int(np.ceil(width / share))
+    return camera.size
+
+
+def _unknown_camera(name: str, cameras: Mapping[str, object]) -> ImageError:
+    return ImageError(
+        f'camera {name!r}',
+        got='a camera that the policy does not have',
+        expected=f'one of {", ".join(sorted(cameras)) or "(none)"}',
+        next_step='Map the topic to one of these names.',
+        code='unknown_camera',
+    )
