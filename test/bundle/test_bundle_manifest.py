@@ -111,6 +111,11 @@ WRONG = {
         '(top level)',
         'action column names that are unique',
     ),
+    'groups of one name': (
+        group('action', name='state'),
+        '(top level)',
+        'state and action group names that are unique',
+    ),
     'units of another number': (group('state', units=['rad', 'm']), 'state.groups[0]', '1 or 3'),
     'kinds of another number': (
         group('action', kinds=['linear', 'angle']),
