@@ -36,6 +36,7 @@ def generate_launch_description() -> LaunchDescription:
     def argument(name: str) -> LaunchConfiguration:
         return LaunchConfiguration(name)
 
+    is_lockstep = PythonExpression(["'", argument('mode'), "' == 'lockstep'"])
     recorder = LifecycleNode(
         package='vla_policy_ros',
         executable='recorder_node',
@@ -47,11 +48,13 @@ def generate_launch_description() -> LaunchDescription:
                 name: ParameterValue(argument(name), value_type=str)
                 for name in ('out', 'dataset', 'tolerances')
             },
-            {'autostart': True},
+            {
+                'autostart': True,
+                'use_sim_time': ParameterValue(is_lockstep, value_type=bool),
+            },
         ],
         on_exit=Shutdown(),
     )
-    is_lockstep = PythonExpression(["'", argument('mode'), "' == 'lockstep'"])
     return LaunchDescription(
         [
             *(

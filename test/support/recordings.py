@@ -41,12 +41,15 @@ def write_recording(folder: Path) -> Recording:
     return Recording(folder / 'dataset', folder / 'bundle', source)
 
 
-def write_lerobot(path: Path, source: SyntheticDataset) -> None:
-    """Write a synthetic dataset as LeRobot v2.1 with H.264 videos."""
+def write_lerobot(
+    path: Path, source: SyntheticDataset, *, version: str = 'v2.1', codec: str = 'h264'
+) -> None:
+    """Write a synthetic dataset in LeRobot's format."""
     info = source.info
     with LeRobotWriter(
         path,
-        version='v2.1',
+        version=version,
+        codec=codec,
         step_ns=info.step_ns,
         robot_type='test_arm',
         cameras={camera.name: (camera.height, camera.width) for camera in info.cameras},

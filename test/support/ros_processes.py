@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -158,9 +158,8 @@ class RosProcesses:
     def start_node(self, name: str, **parameters: Any) -> RosProcess:
         """Start `policy_node`, `replay_node` or `recorder_node` with parameters from a file."""
         path = self._folder / f'{name}_{len(self._started)}.yaml'
-        path.write_text(yaml.safe_dump({name: {'ros__parameters': parameters}}))
         module = f'vla_policy_ros.ros.nodes.{name}'
-        arguments = ('--ros-args', '--params-file', str(path)) if parameters else ()
+        arguments = ros_arguments(path, name, parameters)
         return self.start(sys.executable, '-m', module, *arguments)
 
     def run(self, *command: str) -> str:
@@ -169,6 +168,18 @@ class RosProcesses:
         status = process.wait()
         assert status == 0, f'{process.command} ended with {status}:\n{process.log}'
         return process.log
+
+
+def ros_arguments(path: Path, node: str, parameters: Mapping[str, Any]) -> list[str]:
+    """Write the parameters of a node into a file and return the arguments that name it."""
+    if not parameters:
+        return []
+    plain = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in parameters.items()
+    }
+    path.write_text(yaml.safe_dump({node: {'ros__parameters': plain}}))
+    return ['--ros-args', '--params-file', str(path)]
 
 
 def _claim_domain() -> tuple[int, TextIO]:

@@ -73,7 +73,13 @@ def unmatched_subscribers(node: Any, topic: str, offered: QoSProfile) -> tuple[s
     """Return one sentence per subscriber of `topic` that cannot receive what is published with `offered`."""
     problems = []
     for info in node.get_subscriptions_info_by_topic(topic):
-        verdict, reason = qos_check_compatible(offered, info.qos_profile)
+        # Discovery tells infinite durations as numbers, which the check takes for demands: leave them out.
+        asked = QoSProfile(
+            depth=1,
+            reliability=info.qos_profile.reliability,
+            durability=info.qos_profile.durability,
+        )
+        verdict, reason = qos_check_compatible(offered, asked)
         if verdict == QoSCompatibility.ERROR:
             problems.append(f'{info.node_name} cannot receive {topic}: {reason}')
     return tuple(problems)
