@@ -84,11 +84,12 @@ class Robot:
         return stamp_ns
 
     def infer(self):
-        """Publish sets until one has been answered with a chunk; return the stamp of the first set."""
+        """Publish one set, wait for its chunk and its acknowledgement, and return its stamp."""
         self.wait_until_matched()
-        first_ns, count = self.publish(), len(self.chunks)
-        self.spin_until(lambda: len(self.chunks) > count, 'a chunk')
-        return first_ns
+        num_chunks, num_acks = len(self.chunks), len(self.acks)
+        stamp_ns = self.publish()
+        self.spin_until(lambda: len(self.chunks) > num_chunks and len(self.acks) > num_acks, 'it')
+        return stamp_ns
 
 
 @pytest.fixture
@@ -229,9 +230,9 @@ def test_a_broken_bundle_leaves_nothing_behind(make_robot, recording, tmp_path, 
 def test_a_failure_after_loading_leaves_nothing_behind(make_robot, tmp_path, recording, capfd):
     config = tmp_path / 'robot.yaml'
     config.write_text(
-        f'policy: {{bundle: {recording.bundle}}}\ncameras: {{frnt: {{topic: /front}}}}\n'
+        f'policy: {{bundle: {recording.bundle}}}\ncameras: {{wrist: {{topic: /wrist}}}}\n'
     )
     robot = make_robot(config=config, bundle='')
     assert robot.node.trigger_configure() == FAILURE
     assert not [t for t in threading.enumerate() if t.name.startswith('vla-')]
-    assert 'frnt' in capfd.readouterr().err
+    assert 'cameras.front: got nothing' in capfd.readouterr().err

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -60,6 +61,18 @@ def test_in_words(infer):
     for word in (*JOINTS, 'all', 'standing still', 'network', 'p99 ms'):
         assert word in result.out
     assert 'untrained@' in result.err
+
+
+def test_joints_that_were_not_compared_are_named(infer, bundle, tmp_path):
+    text = (bundle / 'bundle.yaml').read_text(encoding='utf-8')
+    renamed = shutil.copytree(bundle, tmp_path / 'renamed')
+    # The state keeps its names, which the dataset has; the first action gets another one.
+    state, action = text.split('action:', 1)
+    changed = action.replace('joint_0', 'another', 1)
+    (renamed / 'bundle.yaml').write_text(f'{state}action:{changed}', encoding='utf-8')
+    result = infer('--bundle', renamed)
+    line = next(line for line in result.out.splitlines() if line.startswith('NOT COMPARED'))
+    assert line.split()[-1] == 'another'
 
 
 def test_tolerances_decide_the_status(infer):

@@ -279,7 +279,7 @@ def _find_weight_faults(
 ) -> Iterator[BundleError]:
     for location in model.weight_files:
         name = (PurePosixPath(onnx_name).parent / location).as_posix()
-        if escapes(folder, name):
+        if escapes(name):
             got, code = f'weights in {location!r}, outside of the bundle', 'escaping_path'
         elif name not in manifest.files:
             got, code = f'weights in {name!r}, which has no hash', 'file_not_listed'

@@ -58,7 +58,9 @@ class Episode(Protocol):
     def instructions(self) -> Sequence[str]:
         """N instructions, one per step; empty strings when none were recorded."""
 
-    def images(self, camera: str, start: int = 0, stop: int | None = None) -> Generator[Array, None, None]:
+    def images(
+        self, camera: str, start: int = 0, stop: int | None = None
+    ) -> Generator[Array, None, None]:
         """Decode the images of steps [start, stop) of one camera, each (H, W, 3) uint8 RGB.
 
         An array stays valid until the next one is asked for; closing the generator closes its file.

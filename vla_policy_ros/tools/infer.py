@@ -198,7 +198,7 @@ def _print_text(verdict: Verdict, result: OpenLoop, page: Path | None) -> None:
     print_facts(
         {
             'standing still': f'MAE {hold.mae:.4g}, MSE {hold.mse:.4g}' if hold else '',
-            'left out': ', '.join(comparison.left_out),
+            'NOT COMPARED': ', '.join(comparison.left_out),
             'chunks': f'{len(result.policy)} in {wall_s:.1f} s of work, {comparison.execution_horizon} rows each',
         }
     )

@@ -66,22 +66,22 @@ class PolicyNode(ManagedNode):
 
     def __init__(self) -> None:
         super().__init__('policy_node')
-        self._parameters = NodeParameters(self, PolicyNodeParameters, self._on_parameters)
+        self._settings = NodeParameters(self, PolicyNodeParameters, self._on_parameters)
         self._policy: Policy | None = None
         self._deployment: Deployment | None = None
         self._pipeline: PolicyPipeline | None = None
         self._inputs: PolicyInputs | None = None
         self._outputs: PolicyOutputs | None = None
-        self._timers: list[Any] = []
+        self._work_timers: list[Any] = []
         self._found: list[InputState] = []
         self._last_state = ''
         self.create_service(Trigger, '~/reset', self._on_reset)
-        if self._parameters.current.autostart:
+        if self._settings.current.autostart:
             self.autostart()
 
     def configure(self) -> None:
         """Load the bundle, warm it up, prove it on its probe, and check the deployment against it."""
-        parameters = self._parameters.current
+        parameters = self._settings.current
         given = load_deployment(Path(parameters.config)) if parameters.config else None
         bundle = parameters.bundle or (given.policy.bundle if given else SAMPLE_BUNDLE)
         folder = sample_bundle_path() if bundle == SAMPLE_BUNDLE else Path(bundle)
@@ -114,7 +114,7 @@ class PolicyNode(ManagedNode):
         assert self._deployment is not None
         assert self._pipeline is not None
         self._pipeline.start()
-        parameters = self._parameters.current
+        parameters = self._settings.current
         self._inputs = PolicyInputs(
             self,
             deployment=self._deployment,
@@ -123,7 +123,7 @@ class PolicyNode(ManagedNode):
             on_instruction=self._report,
         )
         wall = Clock(clock_type=ClockType.STEADY_TIME)
-        self._timers = [
+        self._work_timers = [
             self.create_timer(_POLL_PERIOD_S, self._pipeline.poll, clock=wall),
             self.create_timer(_FOLLOW_PERIOD_S, self._follow, clock=wall),
             self.create_timer(parameters.status_period_s, self._report, clock=wall),
@@ -132,9 +132,9 @@ class PolicyNode(ManagedNode):
 
     def deactivate(self) -> None:
         """Unsubscribe, then stop the pipeline; what is still queued is refused as stopped."""
-        for timer in self._timers:
+        for timer in self._work_timers:
             self.destroy_timer(timer)
-        self._timers = []
+        self._work_timers = []
         if self._inputs is not None:
             self._inputs.close()
             self._inputs = None

@@ -63,7 +63,7 @@ class RecorderNode(ManagedNode):
 
     def __init__(self) -> None:
         super().__init__('recorder_node')
-        self._parameters = NodeParameters(self, RecorderNodeParameters, lambda _: None).current
+        self._settings = NodeParameters(self, RecorderNodeParameters, lambda _: None).current
         self._run = WatchedRun()
         self._tolerances = Tolerances()
         self._inputs: list[Any] = []
@@ -71,12 +71,12 @@ class RecorderNode(ManagedNode):
         self._replay: ReplayStatus | None = None
         self._policy: PolicyStatus | None = None
         self._finished_s: float | None = None
-        if self._parameters.autostart:
+        if self._settings.autostart:
             self.autostart()
 
     def configure(self) -> None:
         """Check the output folder and the tolerances."""
-        p = self._parameters
+        p = self._settings
         if not p.out:
             raise ConfigurationError(
                 'parameter out',
@@ -89,7 +89,7 @@ class RecorderNode(ManagedNode):
 
     def activate(self) -> None:
         """Subscribe; the true chunks come last, because the replay waits for that subscriber."""
-        p = self._parameters
+        p = self._settings
         self._run = WatchedRun()
         subscribe = self.create_subscription
         self._inputs = [
@@ -150,7 +150,7 @@ class RecorderNode(ManagedNode):
     def _watch(self) -> None:
         if self._policy is not None and len(self._inputs) == 5:
             # The policy is there: its chunks will not be missed, so the replay may begin.
-            topic = self._parameters.truth_topic
+            topic = self._settings.truth_topic
             truth = self.create_subscription(ActionChunk, topic, self._on_truth, RELIABLE)
             self._inputs.append(truth)
         replay = self._replay
@@ -162,12 +162,12 @@ class RecorderNode(ManagedNode):
         waited_s = now_s - self._finished_s
         if (
             self._run.num_answered >= replay.steps_sent and waited_s > _WATCH_PERIOD_S
-        ) or waited_s > self._parameters.end_timeout_s:
+        ) or waited_s > self._settings.end_timeout_s:
             self.deactivate()
             self._write(replay)
 
     def _write(self, replay: ReplayStatus) -> None:
-        p = self._parameters
+        p = self._settings
         verdict = self._run.judge(
             self._facts(replay),
             num_sent=int(replay.steps_sent),
@@ -207,8 +207,8 @@ class RecorderNode(ManagedNode):
                 'instruction': policy.instruction,
             }
         return RunFacts(
-            name=self._parameters.name,
-            command=self._parameters.command,
+            name=self._settings.name,
+            command=self._settings.command,
             versions={'python': platform.python_version(), 'machine': platform.platform()},
             details=details,
         )

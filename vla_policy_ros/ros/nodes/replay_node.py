@@ -30,30 +30,30 @@ class ReplayNode(ManagedNode):
 
     def __init__(self) -> None:
         super().__init__('replay_node')
-        self._parameters = NodeParameters(self, ReplayNodeParameters, lambda _: None).current
+        self._settings = NodeParameters(self, ReplayNodeParameters, lambda _: None).current
         self._dataset: Dataset | None = None
         self._topics: ReplayTopics | None = None
         self._player: EpisodePlayer | None = None
         self._answers: list[Any] = []
         self._timer: Any = None
         self._status = self.create_publisher(ReplayStatus, 'replay_status', LATCHED)
-        if self._parameters.autostart:
+        if self._settings.autostart:
             self.autostart()
 
     def configure(self) -> None:
         """Open the dataset and create every publisher."""
-        name = self._parameters.dataset
+        name = self._settings.dataset
         self._dataset = open_dataset(sample_dataset_path() if name == 'sample' else Path(name))
-        parse_episodes(self._parameters.episodes, self._dataset.info.num_episodes)
+        parse_episodes(self._settings.episodes, self._dataset.info.num_episodes)
         for warning in self._dataset.info.warnings:
             self.get_logger().warning(warning)
-        self._topics = ReplayTopics(self, info=self._dataset.info, parameters=self._parameters)
+        self._topics = ReplayTopics(self, info=self._dataset.info, parameters=self._settings)
 
     def activate(self) -> None:
         """Subscribe to the consumer's answers and start the player."""
         assert self._dataset is not None
         assert self._topics is not None
-        p = self._parameters
+        p = self._settings
         self._player = EpisodePlayer(
             self._dataset,
             self._topics,
@@ -116,7 +116,7 @@ class ReplayNode(ManagedNode):
         self._timer = None
         if state.state == 'failed':
             self.get_logger().error(state.detail)
-        if self._parameters.exit_at_end:
+        if self._settings.exit_at_end:
             self.exit_status = 1 if state.state == 'failed' else 0
 
     def _report(self) -> None:
@@ -125,7 +125,7 @@ class ReplayNode(ManagedNode):
         state = self._player.state
         status = ReplayStatus(
             dataset=self._dataset.info.name,
-            mode=self._parameters.mode,
+            mode=self._settings.mode,
             state=state.state,
             detail=state.detail,
             episode=state.episode,
