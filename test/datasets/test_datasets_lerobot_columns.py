@@ -60,7 +60,7 @@ def test_a_name_of_two_features_makes_all_names_numbered():
 def test_grippers_are_recognised():
     columns = make_columns([vector(['wrist.pos', 'Gripper.pos'])])
     assert [column.kind for column in columns] == [ColumnKind.LINEAR, ColumnKind.GRIPPER]
-    assert {column.unit for column in columns} == {'1'}
+    assert {column.unit for column in columns} == {''}
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ class TestRobot:
             ('front', 48, 64),
             ('wrist', 32, 64),
         ]
-        gripper = Column('left_gripper', '1', ColumnKind.GRIPPER)
+        gripper = Column('left_gripper', '', ColumnKind.GRIPPER)
         assert info.state == (gripper, Column('a', '1'), Column('b', '1'))
         assert [column.name for column in info.action] == ['a', 'b']
         assert info.warnings == ()

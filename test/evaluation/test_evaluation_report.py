@@ -130,7 +130,7 @@ def test_the_page_shows_the_verdict_and_its_numbers(tmp_path, streams):
     assert '10 of 40' in text
     text = Page(write(tmp_path, streams, tolerances=Tolerances(max_mae=0.05)).read_text()).text
     assert 'FAILED' in text
-    assert '1 of 2 checks failed' in text
+    assert '1 of 3 checks failed' in text
 
 
 def test_the_same_run_gives_the_same_page(tmp_path, streams, frames):
@@ -179,7 +179,7 @@ def test_a_humanoid_episode_stays_small_and_shows_the_worst_joints(tmp_path):
 def test_junit_has_a_case_per_check_and_a_message_per_failure(streams):
     tolerances = Tolerances(max_mae=0.05, max_mse=1)
     suite = ET.fromstring(render_junit(run(*streams, tolerances=tolerances, name=NASTY)))[0]
-    assert (suite.get('tests'), suite.get('failures')) == ('3', '1')
+    assert (suite.get('tests'), suite.get('failures')) == ('4', '1')
     assert [case.get('name') for case in suite] == ['chunks', 'max_mae', 'max_mse']
     failures = suite.findall('testcase/failure')
     assert ['at most 0.05' in failure.get('message') for failure in failures] == [True]

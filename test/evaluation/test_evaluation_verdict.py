@@ -8,6 +8,7 @@ from evaluation_builders import MS, chunk, columns, record, stream
 
 from vla_policy_ros.core.errors import ConfigurationError
 from vla_policy_ros.core.latency import LatencySummary
+from vla_policy_ros.core.specs import Column
 from vla_policy_ros.evaluation.metrics import Comparison, ErrorSummary, compare
 from vla_policy_ros.evaluation.recording import ChunkRecording
 from vla_policy_ros.evaluation.smoothness import Smoothness
@@ -76,7 +77,7 @@ def test_errors_without_truth_are_not_compared_and_not_passed():
 def test_an_error_over_its_limit_fails(name, limit, offset):
     policy = stream(RAMP, horizon=4, stride=2, offset=offset)
     result = verdict(policy, stream(RAMP, horizon=4), Tolerances(**{name: limit}))
-    assert outcomes(result) == {'chunks': True, name: False}
+    assert outcomes(result) == {'chunks': True, 'max_left_out': True, name: False}
 
 
 def test_a_limit_that_is_met_exactly_passes():
@@ -89,7 +90,12 @@ def test_the_worst_joint_counts():
     off = motion + np.float32([0, 1])
     policy, truth = stream(off, horizon=4, stride=4), stream(motion, horizon=4)
     result = verdict(policy, truth, Tolerances(max_mae=0.6, max_joint_mae=0.6))
-    assert outcomes(result) == {'chunks': True, 'max_mae': True, 'max_joint_mae': False}
+    assert outcomes(result) == {
+        'chunks': True,
+        'max_mae': True,
+        'max_joint_mae': False,
+        'max_left_out': True,
+    }
 
 
 def test_chunks_without_a_partner_lower_the_compared_share():
@@ -158,7 +164,8 @@ def test_what_is_not_finite_never_passes(bad):
     result = judge(RUN, comparison, timing=timing, tolerances=ALL)
     passed = {name for name, ok in outcomes(result).items() if ok}
     assert passed == {
-        'chunks', 'min_compared_share', 'max_refused', 'max_missing', 'max_sequence_gaps'
+        'chunks', 'min_compared_share', 'max_left_out',
+        'max_refused', 'max_missing', 'max_sequence_gaps',
     }  # fmt: skip
 
 
@@ -201,4 +208,21 @@ def test_tolerances_from_a_mapping():
 def test_columns_in_another_unit_are_not_compared():
     policy = record([chunk([[1.0]], cols=columns(1, unit='deg'))])
     result = verdict(policy, record([chunk([[1.0]])]), Tolerances(max_mae=1))
-    assert outcomes(result) == {'chunks': True, 'max_mae': False}
+    assert outcomes(result) == {'chunks': True, 'max_mae': False, 'max_left_out': False}
+
+
+def test_a_small_error_on_some_columns_does_not_stand_for_all():
+    policy = record([chunk([[1.0, 9.0]], cols=(*columns(1), Column('other', '')))])
+    truth = record([chunk([[1.0]])])
+    assert outcomes(verdict(policy, truth, Tolerances(max_mae=1))) == {
+        'chunks': True,
+        'max_mae': True,
+        'max_left_out': False,
+    }
+    assert verdict(policy, truth, Tolerances(max_mae=1, max_left_out=1)).passed
+
+
+def test_columns_of_an_unknown_unit_are_compared():
+    policy = record([chunk([[1.0]], cols=columns(1, unit='rad'))])
+    truth = record([chunk([[1.0]], cols=columns(1, unit=''))])
+    assert verdict(policy, truth, Tolerances(max_mae=0)).passed

@@ -69,7 +69,8 @@ def test_descriptors_tell_what_the_model_says(make):
 
 
 @pytest.mark.parametrize(
-    ('name', 'value'), [('depth', 0), ('rate', 2.5), ('rate', 1), ('style', 'wild'), ('gain', -1.0)]
+    ('name', 'value'),
+    [('depth', 0), ('rate', 2.5), ('rate', 1), ('style', 'wild'), ('gain', -1.0)],
 )
 def test_a_wrong_start_value_is_refused(make, name, value):
     with pytest.raises(ConfigurationError, match=f'parameters of arm: {name}: got .*{value}'):

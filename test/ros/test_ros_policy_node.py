@@ -57,17 +57,17 @@ class Robot:
         rclpy.shutdown()
 
     def spin_until(self, condition, what):
-        self.graph.spin_until(
-            lambda: self.executor.spin_once(timeout_sec=0) or condition(), what
-        )
+        self.graph.spin_until(lambda: self.executor.spin_once(timeout_sec=0) or condition(), what)
 
     def wait_until_matched(self):
         publishers = (*self.cameras.values(), self.joints)
         self.spin_until(
-            lambda: all(p.get_subscription_count() for p in publishers)
-            and self.status
-            and [s.publishers for s in self.status[-1].streams] == [1, 1, 1]
-            and self.graph.node.count_publishers('/action_chunk'),
+            lambda: (
+                all(p.get_subscription_count() for p in publishers)
+                and self.status
+                and [s.publishers for s in self.status[-1].streams] == [1, 1, 1]
+                and self.graph.node.count_publishers('/action_chunk')
+            ),
             'matched inputs',
         )
 

@@ -61,8 +61,8 @@ def test_a_sound_dataset(cli, recording):
             'rate': '30 Hz',
             'episodes': 2,
             'cameras': {'front': '64 x 48 px', 'wrist': '64 x 48 px'},
-            'state': {f'joint_{i}': '1 linear' for i in range(3)},
-            'action': {f'joint_{i}': '1 linear' for i in range(3)},
+            'state': {f'joint_{i}': 'linear' for i in range(3)},
+            'action': {f'joint_{i}': 'linear' for i in range(3)},
             'warnings': [],
         },
     }

@@ -66,7 +66,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One number of a state or action vector."""
+    """One number of a state or action vector; the unit is empty where nobody says it."""
 
     name: str
     unit: str

@@ -18,7 +18,8 @@ def parse_episodes(text: str, num_episodes: int) -> tuple[int, ...]:
     try:
         for part in text.split(','):
             first, _, last = part.strip().partition('-')
-            indices += range(int(first), int(last or first) + 1)
+            # One past the end is enough to be refused; a range is not built longer than the dataset.
+            indices += range(int(first), min(int(last or first), num_episodes) + 1)
     except ValueError:
         indices = []
     if not indices or not all(0 <= index < num_episodes for index in indices):

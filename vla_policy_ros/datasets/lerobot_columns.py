@@ -6,7 +6,7 @@ State: `observation.state`, or, when there is none, every other 1-D number featu
 
 Column names: the feature's `names`, as a list, or nested in lists and objects; an object of positions is put in order.
 When that does not give one distinct name per number, every column of the vector is called `<feature>_<i>`, with the
-feature's key after `observation.` or `action.`. The unit is `1`: the format does not say. A name with `gripper` in it
+feature's key after `observation.` or `action.`. The unit is empty: the format does not say. A name with `gripper` in it
 is of kind gripper.
 
 Cameras: the last part of the key; when two cameras share it, the key after `observation.images.`, else the whole key.

@@ -9,9 +9,9 @@ from vla_policy_ros.core.specs import Column, ColumnKind
 
 
 def make_column(name: str) -> Column:
-    """Return the column of a joint or channel in a format that says no more than its name; the unit is then `1`."""
+    """Return the column of a joint or channel in a format that says no more than its name; the unit stays empty."""
     kind = ColumnKind.GRIPPER if 'gripper' in name.lower() else ColumnKind.LINEAR
-    return Column(name, '1', kind)
+    return Column(name, '', kind)
 
 
 def first_unique(*choices: Sequence[str]) -> Sequence[str]:

@@ -21,7 +21,7 @@ class Alignment:
 
     Attributes:
         columns: The C columns.
-        left_out: Policy columns that the truth lacks, or has in another unit or representation.
+        left_out: Policy columns that the truth lacks, or has in another unit (where both say theirs) or representation.
         policy_index: (M,) int64 positions in the policy's recording.
         truth_index: (M,) int64 positions in the truth's recording.
         predicted: (M, K, C) float64.
@@ -160,7 +160,7 @@ def _common_columns(
 def _means_the_same(column: Column, other: Column | None) -> bool:
     return (
         other is not None
-        and column.unit == other.unit
+        and (column.unit == other.unit or '' in (column.unit, other.unit))
         and column.representation is other.representation
     )
 

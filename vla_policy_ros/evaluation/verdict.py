@@ -32,6 +32,8 @@ class Tolerances(StrictModel):
     """Largest single error."""
     min_compared_share: Annotated[float, Field(ge=0, le=1)] | None = None
     """Share of the policy's chunks that have a recorded chunk to be compared with."""
+    max_left_out: Count | None = None
+    """Columns of the policy that could not be compared; 0 when any limit on an error is given."""
     max_boundary_jump: Limit | None = None
     """Largest jump from one executed chunk to the next (L2 over all columns)."""
     max_p99_ms: Limit | None = None
@@ -119,8 +121,12 @@ def judge(
     """Hold a run against its tolerances; a run without a chunk fails whatever they are."""
     num_chunks = comparison.num_policy_chunks
     checks = [_check('chunks', num_chunks, 1, 'chunks published', is_upper=False)]
+    limits = tolerances.model_dump(exclude_none=True)
+    if any(name in limits for name in _ERRORS):
+        # An error that is small on the columns that were compared says nothing of the others.
+        limits.setdefault('max_left_out', 0)
     for name, (what, measure) in _FIGURES.items():
-        limit = getattr(tolerances, name)
+        limit = limits.get(name)
         if limit is not None:
             got = measure(comparison, timing)
             checks.append(_check(name, got, limit, what, is_upper=name.startswith('max_')))
@@ -161,12 +167,17 @@ def _p99(_: Comparison, timing: Timing) -> float | None:
     return summary.p99_ms if summary.count else None
 
 
+_ERRORS = ('max_mae', 'max_mse', 'max_joint_mae', 'max_error')
 _FIGURES: Mapping[str, tuple[str, Callable[[Comparison, Timing], float | None]]] = {
     'max_mae': ('mean absolute error', _error('mae')),
     'max_mse': ('mean squared error', _error('mse')),
     'max_joint_mae': ('mean absolute error of the worst joint', _worst_joint),
     'max_error': ('largest error', _error('max_error')),
     'min_compared_share': ('chunks with a recorded chunk', _compared_share),
+    'max_left_out': (
+        'columns that were not compared',
+        lambda comparison, _: len(comparison.left_out) if comparison.num_compared else None,
+    ),
     'max_boundary_jump': (
         'largest jump between chunks',
         lambda comparison, _: comparison.policy_smoothness.max_boundary_jump,

@@ -62,6 +62,9 @@ class Stage(Protocol):
     def send(self, step: Step) -> None:
         """Publish one step."""
 
+    def flush(self) -> None:
+        """Wait a moment, until the consumers have what was sent: the process may end next."""
+
     def now_ns(self) -> int:
         """Return the time that stamps are made of: the node's clock, or the one that it publishes."""
 
@@ -150,6 +153,7 @@ class EpisodePlayer:
                 f'stopped at step {state.step} of {state.num_steps} of episode {state.episode}',
             )
         else:
+            self._stage.flush()
             self._enter('finished')
 
     def _enter(

@@ -8,6 +8,7 @@ import time
 from typing import Any, Literal
 
 from pydantic import Field
+from rclpy.duration import Duration
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import CompressedImage, Image, JointState
@@ -28,6 +29,7 @@ from vla_policy_ros.ros.replay_messages import image_message, joint_message, shi
 _CLOCK_START_NS = 1_000_000_000
 # Endpoints are matched on one side a little before the other side knows.
 _SETTLE_S = 0.5
+_FLUSH_TIMEOUT = Duration(seconds=1)
 
 
 class ReplayNodeParameters(StrictModel):
@@ -149,6 +151,12 @@ class ReplayTopics:
         for publisher in (*self._cameras.values(), *others):
             if publisher is not None:
                 self._node.destroy_publisher(publisher)
+
+    def flush(self) -> None:
+        """Wait until reliable subscribers have what was sent, for a second at most."""
+        for publisher in (*self._cameras.values(), self._joints, self._truth):
+            if publisher is not None:
+                publisher.wait_for_all_acked(_FLUSH_TIMEOUT)
 
     def now_ns(self) -> int:
         """Return the published clock, or the node's."""

@@ -14,7 +14,7 @@ HELD_OUT_EPISODES = (8, 9, 10, 11)
 
 def sample_dataset_path() -> Path:
     """Return the folder of the sample dataset (LeRobot v2.1)."""
-    return Path(__file__).parent / 'dataset'
+    return Path(__file__).parent / 'pick_blocks'
 
 
 def sample_bundle_path() -> Path:

@@ -80,7 +80,7 @@ def deployment_summary(deployment: Deployment, bundle: Bundle) -> Summary:
 
 
 def _columns(columns: Sequence[Column]) -> dict[str, str]:
-    return {column.name: f'{column.unit} {column.kind.value}' for column in columns}
+    return {column.name: f'{column.unit} {column.kind.value}'.strip() for column in columns}
 
 
 def _line(fact: Fact) -> str:

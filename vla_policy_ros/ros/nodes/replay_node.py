@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
 
 from vla_policy_ros.core.dataset import Dataset
 from vla_policy_ros.datasets.episodes import parse_episodes
@@ -117,6 +118,7 @@ class ReplayNode(ManagedNode):
         if state.state == 'failed':
             self.get_logger().error(state.detail)
         if self._settings.exit_at_end:
+            self._status.wait_for_all_acked(Duration(seconds=1))
             self.exit_status = 1 if state.state == 'failed' else 0
 
     def _report(self) -> None:
