@@ -148,7 +148,7 @@ class TestRobot:
             ('wrist', 32, 64),
         ]
         gripper = Column('left_gripper', '', ColumnKind.GRIPPER)
-        assert info.state == (gripper, Column('a', '1'), Column('b', '1'))
+        assert info.state == (gripper, Column('a', ''), Column('b', ''))
         assert [column.name for column in info.action] == ['a', 'b']
         assert info.warnings == ()
 

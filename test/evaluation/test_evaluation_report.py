@@ -180,7 +180,12 @@ def test_junit_has_a_case_per_check_and_a_message_per_failure(streams):
     tolerances = Tolerances(max_mae=0.05, max_mse=1)
     suite = ET.fromstring(render_junit(run(*streams, tolerances=tolerances, name=NASTY)))[0]
     assert (suite.get('tests'), suite.get('failures')) == ('4', '1')
-    assert [case.get('name') for case in suite] == ['chunks', 'max_mae', 'max_mse']
+    assert [case.get('name') for case in suite] == [
+        'chunks',
+        'max_mae',
+        'max_mse',
+        'max_left_out',
+    ]
     failures = suite.findall('testcase/failure')
     assert ['at most 0.05' in failure.get('message') for failure in failures] == [True]
     assert 'alert("&")' in suite.get('name')

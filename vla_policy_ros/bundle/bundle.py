@@ -267,7 +267,7 @@ def _check_graph(
         except BundleError as fault:
             faults.append(fault)
             continue
-        faults += _find_weight_faults(folder, manifest, place, stage.onnx, models[-1])
+        faults += _find_weight_faults(manifest, place, stage.onnx, models[-1])
     if len(models) < len(manifest.stages):
         return {}, faults  # what joins cannot be told before every file can be read
     tensors, joins = join_stages(manifest, models)
@@ -275,7 +275,7 @@ def _check_graph(
 
 
 def _find_weight_faults(
-    folder: Path, manifest: Manifest, place: str, onnx_name: str, model: ModelFacts
+    manifest: Manifest, place: str, onnx_name: str, model: ModelFacts
 ) -> Iterator[BundleError]:
     for location in model.weight_files:
         name = (PurePosixPath(onnx_name).parent / location).as_posix()

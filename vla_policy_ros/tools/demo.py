@@ -12,8 +12,8 @@ from vla_policy_ros.tools.replay import add_pace, replay
 from vla_policy_ros.tools.replay_plan import ReplaySettings
 
 TOLERANCES = {
-    'max_mae': 0.1,
-    'max_joint_mae': 0.2,
+    'max_mae': 0.04,
+    'max_joint_mae': 0.08,
     'min_compared_share': 0.99,
     'min_chunk_share': 0.99,
     'max_refused': 0,
