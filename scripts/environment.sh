@@ -120,3 +120,21 @@ prepare_environment() {
     export ROS_AUTOMATIC_DISCOVERY_RANGE=${ROS_AUTOMATIC_DISCOVERY_RANGE:-LOCALHOST}
     say "environment ready in $((SECONDS - started)) s ($ros, $environment)"
 }
+
+make_lower_bounds_venv() {
+    rm -rf "$environment/lower_bounds"
+    quietly "creating the environment of the oldest libraries" python3 -m venv "$environment/lower_bounds"
+    quietly "installing the oldest libraries" "$environment/lower_bounds/bin/python" -m pip install \
+        -r "$root/scripts/requirements/lower_bounds.txt" hypothesis 'pytest<9.3' pytest-timeout
+}
+
+# In an environment of its own, without ROS; packaging is left out because it builds with this environment's tools.
+test_lower_bounds() {
+    (
+        deactivate
+        unset PYTHONPATH AMENT_PREFIX_PATH CMAKE_PREFIX_PATH LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
+        once lower_bounds "$(hash_of "$root/scripts/requirements/lower_bounds.txt")" make_lower_bounds_venv
+        VLA_REQUIRE=$([[ ${VLA_REQUIRE:-} == *data* ]] && echo data) "$environment/lower_bounds/bin/python" -m pytest \
+            -q -p no:cacheprovider --ignore=test/packaging --ignore=test/ros --ignore=test/launch --ignore=test/end_to_end
+    )
+}

@@ -48,6 +48,7 @@ def test_pages_are_found():
     assert len(PAGES) > 5
 
 
+@pytest.mark.ros
 def test_reference_pages_are_current():
     result = subprocess.run(
         [sys.executable, ROOT / 'scripts' / 'make_reference.py', '--check'],
@@ -65,7 +66,7 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), f'{page.name} links to {target}'
 
 
-@pytest.mark.parametrize('command', vla_commands())
+@pytest.mark.parametrize('command', list(vla_commands()))
 def test_command_line_accepts_documented_command(command):
     """Every documented call parses; a page cannot name an option that does not exist."""
     from vla_policy_ros.tools.main import make_parser

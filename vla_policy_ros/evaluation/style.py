@@ -59,7 +59,7 @@ th + th, td + td { padding-left: 10px; }
 .joints { display: grid; grid-template-columns: repeat(3, 1fr); gap: 14px 18px; margin-top: 12px; }
 .joints h3 { display: flex; justify-content: space-between; gap: 8px; margin: 0; font-size: 13px; }
 .joints h3 span { color: var(--muted); font-weight: 400; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.frames { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 12px; margin-top: 12px; }
+.frames { display: grid; grid-template-columns: repeat(auto-fill, minmax(165px, 1fr)); gap: 12px; margin-top: 12px; }
 figure { margin: 0; } figure img { display: block; width: 100%; border-radius: 6px; background: var(--soft); }
 figcaption { color: var(--muted); font-size: 12.5px; margin-top: 4px; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; color: var(--muted); font-size: 13px; margin-top: 8px; }
