@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the documents tell a reader to type works, and what they show is what the code says."""
 
+import os
 import pathlib
 import re
 import shlex
@@ -83,3 +84,32 @@ def test_first_words_are_known(page):
         assert first.startswith((*RUN_ELSEWHERE, 'vla-policy', 'python', 'VLA_', 'benchmarks/')), (
             f'{page.name}: nobody checks {command!r}'
         )
+
+
+@pytest.mark.ros
+@pytest.mark.slow
+def test_readme_commands_run(tmp_path):
+    """Type what the README's first screen and its four commands say, with a recording that is there."""
+    from vla_policy_ros.sample import sample_dataset_path
+
+    text = (ROOT / 'README.md').read_text(encoding='utf-8')
+    blocks = [block for language, block in FENCE.findall(text) if language == 'bash']
+    lines = [line.partition('  #')[0].strip() for block in blocks for line in block.splitlines()]
+    typed = [line for line in lines if line.startswith(('scripts/demo', 'scripts/shell'))]
+    assert len(typed) == 5
+    environment = {**os.environ, 'VLA_OUT': str(tmp_path / 'demo')}
+    for line in typed:
+        command = line.replace('~/datasets/my_robot', str(sample_dataset_path()))
+        command = command.replace('bundles/', f'{tmp_path}/bundles/')
+        command = command.replace('runs/', f'{tmp_path}/runs/')
+        result = subprocess.run(
+            ['bash', '-c', command],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+            timeout=280,
+        )
+        assert result.returncode == 0, f'{line}\n{result.stdout}{result.stderr}'
+    for page in ('demo', 'runs/first', 'runs/open_loop'):
+        assert (tmp_path / page / 'report.html').is_file()
