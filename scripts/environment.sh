@@ -91,7 +91,7 @@ prepare_environment() {
     [ -n "${ROS_DISTRO:-}" ] || [ -f "$root/scripts/requirements/ros_$ros.txt" ] ||
         die "got VLA_ROS=$ros, expected kilted or jazzy (others: source your ROS 2 installation first)."
     environment=${VLA_ENVIRONMENT:-${XDG_CACHE_HOME:-$HOME/.cache}/vla_policy_ros/$(hash_of <<<"$root")}
-    environment+=/$ros-$(python3 -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
+    environment+=/${ROS_DISTRO:+installed-}$ros-$(python3 -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
     mkdir -p "$environment"
     venv=$environment/venv
     check_machine

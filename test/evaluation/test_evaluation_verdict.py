@@ -226,3 +226,14 @@ def test_columns_of_an_unknown_unit_are_compared():
     policy = record([chunk([[1.0]], cols=columns(1, unit='rad'))])
     truth = record([chunk([[1.0]], cols=columns(1, unit=''))])
     assert verdict(policy, truth, Tolerances(max_mae=0)).passed
+
+
+def test_a_clock_that_stands_still_measures_nothing():
+    recording = record([chunk(RAMP[:4], step) for step in range(3)])
+    still = ChunkRecording()
+    for item in recording:
+        now_ns = item.observation_stamp_ns
+        still.append(item, publish_stamp_ns=now_ns, receive_stamp_ns=now_ns + 10**18)
+    timing = measure_timing(still, RunCounts())
+    assert (timing.capture_to_chunk.count, timing.delivery.count) == (0, 0)
+    assert timing.num_chunks == 3

@@ -104,7 +104,11 @@ def _latency_card(timing: Timing) -> str:
     title = 'Capture to chunk, 99th percentile'
     summary = timing.capture_to_chunk
     if not summary.count:
-        return _card(title, 'not measured', note='no chunk was published')
+        return _card(
+            title,
+            'not measured',
+            note='no chunk was published, or the clock stood still (lock-step)',
+        )
     note = f'median {summary.p50_ms:.1f} ms, longest {summary.max_ms:.1f} ms'
     return _card(title, f'{summary.p99_ms:.1f}', unit='ms', note=note)
 

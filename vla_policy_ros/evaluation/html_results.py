@@ -116,18 +116,21 @@ def show_timing(verdict: Verdict, policy: ChunkRecording) -> str:
     """Return latencies over the run, their histogram and the stages."""
     timing = verdict.timing
     limits = [check.limit for check in verdict.checks if check.name == 'max_p99_ms']
-    over_run, histogram = plot_latency(policy, limit_ms=limits[0] if limits else None)
+    over_run = histogram = ''
+    if timing.capture_to_chunk.count:
+        over_run, histogram = plot_latency(policy, limit_ms=limits[0] if limits else None)
     charts = (
         '<div class="columns uneven"><div><h3>Capture to chunk (ms), chunk by chunk</h3>'
         f'{over_run}</div><div><h3>How often (chunks)</h3>{histogram}</div></div>'
         if over_run
         else ''
     )
-    rows = [
-        _latency_row('capture to chunk', timing.capture_to_chunk),
-        _latency_row('publication to receipt', timing.delivery),
-        *(_latency_row(name, summary) for name, summary in timing.stages.items()),
-    ]
+    measured = {
+        'capture to chunk': timing.capture_to_chunk,
+        'publication to receipt': timing.delivery,
+        **timing.stages,
+    }
+    rows = [_latency_row(name, summary) for name, summary in measured.items() if summary.count]
     head = ('Stage', 'Samples', 'p50 ms', 'p95 ms', 'p99 ms', 'max ms')
     rate = format_number(timing.rate_hz, 'chunks per second') if timing.rate_hz else ''
     return section('Timing', charts + table(head, rows, right=range(1, 6)), note=rate)

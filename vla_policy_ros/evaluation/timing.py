@@ -39,8 +39,8 @@ class Timing:
         sequence_gaps: Chunks that the sequence numbers say were published and never arrived.
         chunk_share: Chunks per reference sample sent; None when nobody counted or nothing was sent.
         rate_hz: Chunks per second of publication within an epoch; None with fewer than two chunks.
-        capture_to_chunk: From the capture of the observation to publication.
-        delivery: From publication to receipt.
+        capture_to_chunk: From the capture of the observation to publication; empty where the clock stood still.
+        delivery: From publication to receipt; empty where the clock stood still.
         stages: Wall time per stage, in the order of execution.
         counts: What the player saw.
     """
@@ -60,12 +60,16 @@ def measure_timing(policy: ChunkRecording, counts: RunCounts) -> Timing:
     publish_ns, receive_ns = policy.publish_stamps_ns, policy.receive_stamps_ns
     gaps_ns = np.diff(publish_ns)[np.diff(policy.epochs) == 0]
     gaps_ns = gaps_ns[gaps_ns > 0]
+    capture_to_chunk_ns = publish_ns - policy.observation_stamps_ns
+    if not capture_to_chunk_ns.any():
+        # In lock-step the clock stands still until a step is answered: stamps then measure nothing.
+        capture_to_chunk_ns = receive_ns = publish_ns = np.zeros(0, np.int64)
     return Timing(
         num_chunks=len(policy),
         sequence_gaps=_sequence_gaps(policy),
         chunk_share=len(policy) / counts.reference_samples if counts.reference_samples else None,
         rate_hz=float(1e9 / gaps_ns.mean()) if len(gaps_ns) else None,
-        capture_to_chunk=_summarize(publish_ns - policy.observation_stamps_ns),
+        capture_to_chunk=_summarize(capture_to_chunk_ns),
         delivery=_summarize(receive_ns - publish_ns),
         stages={name: _summarize(ns) for name, ns in policy.stage_latencies_ns().items()},
         counts=counts,
