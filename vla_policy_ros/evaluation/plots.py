@@ -88,10 +88,12 @@ def plot_row_errors(comparison: Comparison) -> str:
 
 
 def plot_latency(policy: ChunkRecording, *, limit_ms: float | None) -> tuple[str, str]:
-    """Plot the time from capture to chunk over the run, and its histogram.
+    """Plot the time from capture to chunk over the run, and its histogram; empty without chunks.
 
     The limit is drawn unless it lies far above all values.
     """
+    if not len(policy):
+        return '', ''
     latency_ms = (policy.publish_stamps_ns - policy.observation_stamps_ns) / 1e6
     order = np.arange(len(latency_ms), dtype=np.float64)
     if limit_ms and limit_ms > 3 * latency_ms.max():
