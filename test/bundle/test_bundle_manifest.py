@@ -116,6 +116,16 @@ WRONG = {
         '(top level)',
         'state and action group names that are unique',
     ),
+    'a name over two lines': (
+        group('action', names=['a\nb', 'c', 'd']),
+        'action.groups[0].names[0]',
+        'pattern',
+    ),
+    'a name with a space at its end': (
+        group('action', names=['a', 'b ', 'c']),
+        'action.groups[0].names[1]',
+        'pattern',
+    ),
     'units of another number': (group('state', units=['rad', 'm']), 'state.groups[0]', '1 or 3'),
     'kinds of another number': (
         group('action', kinds=['linear', 'angle']),

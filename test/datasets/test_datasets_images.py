@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from vla_policy_ros.core.errors import DatasetError
+from vla_policy_ros.core.frame import Frame
 from vla_policy_ros.datasets.images import RAW_ENCODINGS, ImageDecoder
+from vla_policy_ros.preprocess.decode import decode_rgb
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 10, 3), np.uint8)
 FROM_RGB = {
@@ -19,7 +21,7 @@ FROM_RGB = {
 
 
 @pytest.mark.parametrize('padding', [0, 7])
-@pytest.mark.parametrize('encoding', RAW_ENCODINGS)
+@pytest.mark.parametrize('encoding', FROM_RGB)
 def test_raw_pixels(encoding, padding):
     rows = FROM_RGB[encoding](RGB).reshape(6, -1)
     data = np.pad(rows, ((0, 0), (0, padding)), constant_values=1).reshape(-1)
@@ -28,6 +30,16 @@ def test_raw_pixels(encoding, padding):
     image = ImageDecoder('t').decode_raw(encoding, data, **size)
     wanted = np.repeat(RGB[..., :1], 3, axis=2) if encoding == 'mono8' else RGB
     np.testing.assert_array_equal(image, wanted)
+
+
+@pytest.mark.parametrize('encoding', RAW_ENCODINGS)
+def test_a_recorded_image_is_decoded_as_a_live_one(encoding):
+    row_bytes = 10 * {'yuv': 2, 'uyv': 2, 'yuy': 2, 'bay': 1, 'mon': 1}.get(encoding[:3], 4)
+    data = np.random.default_rng(1).integers(0, 256, 6 * row_bytes, np.uint8)
+    size = {'height': 6, 'width': 10, 'step_bytes': row_bytes}
+    live = decode_rgb(Frame('c', 0, encoding=encoding, data=data, **size))
+    image = ImageDecoder('t').decode_raw(encoding, data, **size)
+    np.testing.assert_array_equal(image, live)
 
 
 def test_the_buffer_is_reused_until_the_size_changes():
@@ -79,6 +91,7 @@ def test_files_that_do_not_decode(data, code):
         ({'height': 0}, 'broken_image'),
         ({'width': 11}, 'broken_image'),
         ({'step_bytes': 29}, 'broken_image'),
+        ({'encoding': 'yuv422_yuy2', 'width': 9}, 'broken_image'),
     ],
 )
 def test_raw_pixels_that_do_not_fit(change, code):

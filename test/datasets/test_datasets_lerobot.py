@@ -12,6 +12,7 @@ from contracts.dataset_contract import DatasetContract
 
 from vla_policy_ros.core.errors import DatasetError
 from vla_policy_ros.datasets.lerobot import LeRobotDataset
+from vla_policy_ros.datasets.registry import find_dataset_faults
 from vla_policy_ros.datasets.synthetic import read_step_index
 
 VARIANTS = [(v, c) for v in ('v2.0', 'v2.1', 'v3.0') for c in ('h264', 'av1', 'png')]
@@ -81,6 +82,52 @@ def test_v3_reads_the_frame_at_the_time_not_the_next_one(write_copy):
         list(LeRobotDataset(root).episode(1).images('front'))
     assert fault.value.code == 'missing_frames'
     assert '0.41' in fault.value.expected
+
+
+def change_table_index(root, indices):
+    """Say in `meta/episodes` that the rows of each episode lie in these files."""
+    table = root / 'meta' / 'episodes' / 'chunk-000' / 'file-000.parquet'
+    replace_column(table, 'data/file_index', pa.array(indices))
+
+
+@pytest.mark.parametrize('codec', ['h264', 'png'])
+def test_v3_finds_an_episode_in_the_file_after_the_one_it_is_said_to_be_in(
+    write_copy, source, codec
+):
+    # The converter of LeRobot 0.4.4 from v2.1 writes this for the first episode of every further file.
+    root = write_copy('v3.0', codec, episodes_per_file=1)
+    change_table_index(root, [0, 0])
+    assert find_dataset_faults(root) == []
+    episode = LeRobotDataset(root).episode(1)
+    np.testing.assert_array_equal(episode.state, source.episode(1).state)
+    assert [read_step_index(image) for image in episode.images('front')] == list(range(12))
+
+
+def test_v3_names_the_file_when_no_later_one_holds_the_episode(write_copy):
+    root = write_copy('v3.0', episodes_per_file=1)
+    change_table_index(root, [1, 1])
+    with pytest.raises(DatasetError, match=r'file-001.parquet .episode 0.: got 0 rows') as fault:
+        LeRobotDataset(root).episode(0)
+    assert fault.value.code == 'wrong_length'
+
+
+@pytest.mark.parametrize('version', ['v2.1', 'v3.0'])
+def test_vectors_of_two_dimensions(write_copy, source, version):
+    root = write_copy(version)
+
+    def widen(info):
+        info['features']['action'].update(shape=[3, 1], names=None)
+
+    edit_info(root, widen)
+    for path in root.glob('data/*/*.parquet'):
+        rows = [[[x] for x in row] for row in pq.read_table(path).column('action').to_pylist()]
+        replace_column(path, 'action', pa.array(rows, pa.list_(pa.list_(pa.float32()))))
+    dataset = LeRobotDataset(root)
+    assert [column.name for column in dataset.info.action] == ['action_0', 'action_1', 'action_2']
+    np.testing.assert_array_equal(dataset.episode(1).action, source.episode(1).action)
+    assert find_dataset_faults(root) == []
+    edit_info(root, lambda info: info['features']['action'].update(shape=[2, 1]))
+    assert {fault.code for fault in find_dataset_faults(root)} == {'wrong_width'}
 
 
 def test_v3_takes_tasks_from_a_nameless_index(write_copy, source):

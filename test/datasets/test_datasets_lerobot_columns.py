@@ -2,6 +2,7 @@
 """Names of columns and cameras, and the choice of state, action and instruction."""
 
 import json
+import re
 
 import pytest
 
@@ -44,6 +45,10 @@ def write_info(root, **changes):
         (['a'], ['state_0', 'state_1']),
         (['a', 'a'], ['state_0', 'state_1']),
         ([1, 2], ['state_0', 'state_1']),
+        (['joint 1', 'gelenk/ü'], ['joint 1', 'gelenk/ü']),
+        ([' a', 'b'], ['state_0', 'state_1']),
+        (['a\n', 'b'], ['state_0', 'state_1']),
+        (['', 'b'], ['state_0', 'state_1']),
         ({'axes': None}, ['state_0', 'state_1']),
     ],
 )
@@ -69,16 +74,23 @@ def test_grippers_are_recognised():
         (['observation.images.top', 'observation.image'], ['top', 'image']),
         (
             ['observation.images.left.rgb', 'observation.images.right.rgb'],
-            ['left.rgb', 'right.rgb'],
+            ['left_rgb', 'right_rgb'],
         ),
-        (['observation.images.a', 'observation.image.a'], None),
+        (
+            ['observation.images.a', 'observation.image.a'],
+            ['observation_images_a', 'observation_image_a'],
+        ),
         (['wrist_image'], ['wrist_image']),
+        (['observation.images.cam-high', 'observation.images.0'], ['cam_high', '_0']),
+        (['observation.images.kinect v2', 'observation.images.größe'], ['kinect_v2', 'gr__e']),
+        (['a-b', 'a_b', 'a b'], ['a_b_0', 'a_b_1', 'a_b_2']),
     ],
 )
 def test_camera_names(keys, names):
     cameras = make_cameras([picture(key) for key in keys])
-    assert [camera.name for camera in cameras] == (names or keys)
+    assert [camera.name for camera in cameras] == names
     assert [camera.key for camera in cameras] == keys
+    assert all(re.fullmatch('[A-Za-z_][A-Za-z0-9_]*', name) for name in names)  # a topic's part
 
 
 @pytest.mark.parametrize(
@@ -109,6 +121,19 @@ def test_state_is_put_together_when_there_is_none(tmp_path):
     assert [feature.key for feature in state] == ['observation.arm', 'observation.hand']
     assert [column.name for column in make_columns(state)] == ['arm_0', 'arm_1', 'hand_0']
     assert [feature.key for feature in find_vector(info, 'action', 'action.')] == ['action']
+
+
+def test_a_state_of_two_dimensions_is_laid_out_row_by_row(tmp_path):
+    features = {
+        'observation.state': {'dtype': 'float32', 'shape': [2, 3]},
+        'action.arm': {'dtype': 'float32', 'shape': [2]},
+        'action.grid': {'dtype': 'float32', 'shape': [2, 3]},
+    }
+    info = read_info(write_info(tmp_path, features=features), raise_fault)
+    state = find_vector(info, 'observation.state', 'observation.')
+    assert [c.name for c in make_columns(state)] == [f'state_{i}' for i in range(6)]
+    action = find_vector(info, 'action', 'action.')
+    assert [feature.key for feature in action] == ['action.arm']
 
 
 @pytest.mark.parametrize(

@@ -87,13 +87,45 @@ def test_statistics_are_those_of_the_data(tmp_path):
     got = stats['observation.state']
     np.testing.assert_allclose(got['mean'], whole.mean(axis=0))
     np.testing.assert_allclose(got['std'], whole.std(axis=0))
-    np.testing.assert_allclose(got['q99'], np.quantile(whole, 0.99, axis=0))
+    for name, share in {'q01': 0.01, 'q10': 0.1, 'q50': 0.5, 'q90': 0.9, 'q99': 0.99}.items():
+        np.testing.assert_allclose(got[name], np.quantile(whole, share, axis=0))
     assert (got['min'], got['max'], got['count']) == ([0, 1], [14, 15], [8])
     picture = stats['observation.images.top']
     assert np.shape(picture['mean']) == (3, 1, 1)
     np.testing.assert_allclose(np.ravel(picture['mean']), 0.5)
     np.testing.assert_allclose(np.ravel(picture['std']), 0.5)
     assert (np.ravel(picture['min'])[0], np.ravel(picture['max'])[0]) == (0, 1)
+    assert [np.ravel(picture[name])[0] for name in ('q01', 'q50', 'q90')] == [0, 0, 1]
+
+
+def test_vectors_of_one_number_are_plain_columns(tmp_path):
+    with LeRobotWriter(tmp_path / 'd', **SETTINGS) as writer:
+        writer.add_episode(images(), np.zeros((4, 2)), np.ones((4, 1)), 'x')
+    table = pq.read_table(next(tmp_path.glob('d/data/*/*.parquet')))
+    assert table.column('action').to_pylist() == [1.0] * 4
+    assert table.column('observation.state').to_pylist() == [[0.0, 0.0]] * 4
+
+
+def test_tables_with_images_say_so_as_the_datasets_library_does(tmp_path):
+    with LeRobotWriter(tmp_path / 'd', **SETTINGS, codec='png') as writer:
+        writer.add_episode(images(), np.zeros((4, 2)), np.zeros((4, 1)), 'x')
+    schema = pq.read_schema(next(tmp_path.glob('d/data/*/*.parquet')))
+    features = json.loads(schema.metadata[b'huggingface'])['info']['features']
+    assert set(features) == set(schema.names)
+    number = {'dtype': 'float32', '_type': 'Value'}
+    assert features['observation.images.top'] == {'_type': 'Image'}
+    assert features['action'] == number
+    assert features['observation.state'] == {'feature': number, 'length': 2, '_type': 'Sequence'}
+    assert features['index'] == {'dtype': 'int64', '_type': 'Value'}
+
+
+def test_statistics_have_the_columns_that_lerobot_appends_to(write_copy):
+    path = write_copy('v3.0') / 'meta/episodes/chunk-000/file-000.parquet'
+    wanted = {'min', 'max', 'mean', 'std', 'count', 'q01', 'q10', 'q50', 'q90', 'q99'}
+    for key in ('observation.state', 'observation.images.front'):
+        prefix = f'stats/{key}/'
+        names = [name for name in pq.read_schema(path).names if name.startswith(prefix)]
+        assert {name.removeprefix(prefix) for name in names} == wanted
 
 
 def test_one_text_per_step(tmp_path):

@@ -36,7 +36,7 @@ class BagWriter:
         self.writer = writer
         self.connections = {}
 
-    def write(self, topic, kind, stamp_ns, received_ns=None, **fields):
+    def write(self, topic, kind, stamp_ns, received_ns=None, tail=b'', **fields):
         if topic not in self.connections:
             self.connections[topic] = self.writer.add_connection(topic, kind, typestore=self.store)
         types = self.store.types
@@ -44,6 +44,7 @@ class BagWriter:
             time = types['builtin_interfaces/msg/Time'](*divmod(stamp_ns, 10**9))
             fields['header'] = types['std_msgs/msg/Header'](time, '')
         data = self.store.serialize_cdr(types[kind](**fields), kind)
+        data = bytes(data) + tail
         self.writer.write(self.connections[topic], received_ns or stamp_ns + 5_000_000, data)
 
     def image(self, topic, stamp_ns, pixels, encoding='rgb8', padding=0, **extra):
@@ -63,7 +64,7 @@ class BagWriter:
         fields = {'format': 'jpeg', 'data': np.frombuffer(data, np.uint8)}
         self.write(topic, 'sensor_msgs/msg/CompressedImage', stamp_ns, **fields)
 
-    def joints(self, topic, stamp_ns, values):
+    def joints(self, topic, stamp_ns, values, **extra):
         empty = np.zeros(0)
         fields = {
             'name': list(values),
@@ -71,16 +72,16 @@ class BagWriter:
             'velocity': empty,
             'effort': empty,
         }
-        self.write(topic, 'sensor_msgs/msg/JointState', stamp_ns, **fields)
+        self.write(topic, 'sensor_msgs/msg/JointState', stamp_ns, **{**fields, **extra})
 
-    def trajectory(self, topic, stamp_ns, names, points):
+    def trajectory(self, topic, stamp_ns, names, points, **extra):
         types = self.store.types
         duration = types['builtin_interfaces/msg/Duration'](0, 0)
         empty = np.zeros(0)
         point = types['trajectory_msgs/msg/JointTrajectoryPoint']
         made = [point(np.array(row, np.float64), empty, empty, empty, duration) for row in points]
         kind = 'trajectory_msgs/msg/JointTrajectory'
-        self.write(topic, kind, stamp_ns, joint_names=names, points=made)
+        self.write(topic, kind, stamp_ns, joint_names=names, points=made, **extra)
 
     def text(self, topic, received_ns, text):
         self.write(topic, 'std_msgs/msg/String', 0, received_ns, data=text)
@@ -297,8 +298,85 @@ class TestOddities:
             open_dataset(path)
         assert fault.value.code == 'too_short'
 
+    def test_a_topic_without_positions_is_left_out(self, new_bag):
+        writer, path = new_bag()
+        with writer:
+            bag = BagWriter(writer)
+            for i in range(2):
+                at_ns = START_NS + i * STEP_NS
+                bag.image('/image', at_ns, np.zeros((4, 4, 3), np.uint8))
+                bag.joints('/joint_states', at_ns, {'a': 1.0})
+                wheels = {'position': np.zeros(0), 'velocity': np.ones(1)}
+                bag.joints('/wheels/joint_states', at_ns, {'wheel': 0.0}, **wheels)
+        info = open_dataset(path).info
+        assert [column.name for column in info.state] == ['a']
+        told = '/wheels/joint_states is left out: its messages have no positions'
+        assert info.warnings == (told,)
+
+    @pytest.mark.parametrize('tail', [bytes(4), b'rest' * 3])
+    def test_bytes_after_the_end_of_a_message(self, new_bag, tail):
+        # What rclpy's `serialize_message` leaves behind a message with empty sequences of doubles.
+        writer, path = new_bag()
+        with writer:
+            bag = BagWriter(writer)
+            for i in range(3):
+                at_ns = START_NS + i * STEP_NS
+                bag.image('/image', at_ns, np.zeros((4, 4, 3), np.uint8))
+                bag.joints('/joint_states', at_ns, {'a': i}, tail=tail)
+                bag.trajectory('/command', at_ns, ['a'], [[i + 0.5]], tail=tail)
+        episode = open_dataset(path).episode(0)
+        np.testing.assert_array_equal(episode.state[:, 0], [0, 1, 2])
+        np.testing.assert_array_equal(episode.action[:, 0], [0.5, 1.5, 2.5])
+
+    @pytest.mark.parametrize('ahead_s', [-3600, -1.5, 40])
+    def test_a_camera_clock_that_is_not_that_of_the_receipt(self, new_bag, ahead_s):
+        """Joints are stamped by the camera's clock; commands and texts are not stamped."""
+        writer, path = new_bag()
+        ahead_ns = int(ahead_s * 1e9)
+        with writer:
+            bag = BagWriter(writer)
+            for i in range(6):
+                received_ns = START_NS + i * STEP_NS
+                at_ns = received_ns + ahead_ns
+                pixels = np.zeros((4, 4, 3), np.uint8)
+                bag.image('/image', at_ns, pixels, received_ns=received_ns)
+                bag.joints('/joint_states', at_ns, {'a': i}, received_ns=received_ns)
+                bag.trajectory('/command', 0, ['a'], [[i + 0.5]], received_ns=received_ns)
+                if i in (0, 3):
+                    bag.text('/instruction', received_ns - 1, f'text {i}')
+        dataset = open_dataset(path)
+        episode = dataset.episode(0)
+        assert episode.stamps_ns[0] == START_NS + ahead_ns
+        np.testing.assert_array_equal(episode.state[:, 0], range(6))
+        np.testing.assert_array_equal(episode.action[:, 0], np.arange(6) + 0.5)
+        assert list(episode.instructions) == ['text 0'] * 3 + ['text 3'] * 3
+        (warning,) = dataset.info.warnings
+        assert f'{ahead_s:+.3f} s off' in warning
+
+    def test_the_step_of_a_camera_that_jitters_and_loses_images(self, new_bag):
+        writer, path = new_bag()
+        late_ns = np.random.default_rng(0).integers(-4_000_000, 4_000_000, 60)
+        late_ns[[0, 59]] = 0
+        with writer:
+            bag = BagWriter(writer)
+            for i in sorted({*range(60)} - {20, 21, 40}):
+                at_ns = START_NS + i * STEP_NS + int(late_ns[i])
+                bag.image('/image', at_ns, np.zeros((4, 4, 3), np.uint8))
+        assert open_dataset(path).info.step_ns == STEP_NS
+
 
 class TestFaults:
+    def test_a_message_that_is_not_plain_cdr(self, new_bag):
+        writer, path = new_bag()
+        with writer:
+            bag = BagWriter(writer)
+            bag.image('/image', START_NS, np.zeros((4, 4, 3), np.uint8))
+            writer.write(bag.connections['/image'], START_NS + 1, b'\0\7\0\0rest')
+        (fault,) = find_dataset_faults(path)
+        assert fault.code == 'broken_bag'
+        assert 'not plain CDR: 0007' in fault.got
+        assert '`mcap recover`' in fault.next_step
+
     @pytest.mark.parametrize('share', [0.2, 0.6, 0.95])
     def test_truncated_file(self, robot_path, share):
         file = next(path for path in robot_path.iterdir() if path.suffix in ('.mcap', '.db3'))

@@ -24,6 +24,7 @@ from vla_policy_ros.datasets.rosbag_topics import (
         (['/left/cam/image_raw', '/right/cam/image_raw'], ['left_cam', 'right_cam']),
         (['/front'], ['front']),
         (['/image_raw'], ['camera']),
+        (['/cam/0/image_raw', '/cam/1/image_raw'], ['_0', '_1']),
     ],
 )
 def test_camera_names(topics, names):

@@ -177,12 +177,12 @@ def test_words_that_were_never_recorded_are_unknown_and_case_does_not_count(tmp_
 def test_odd_names_and_kinds_of_columns_survive(tmp_path):
     columns = (
         Column('arm joint 1', 'rad', ColumnKind.ANGLE),
-        Column('.hidden', 'm'),
+        Column('.größe (mm)', 'm'),
         Column('gripper', '1', ColumnKind.GRIPPER),
     )
     dataset = Altered(make_dataset(), info={'action': columns})
     found = create_untrained_bundle(tmp_path, dataset).spec.action.columns
-    assert [column.name for column in found] == ['arm_joint_1', '_.hidden', 'gripper']
+    assert [column.name for column in found] == ['arm joint 1', '.größe (mm)', 'gripper']
     assert [column.kind for column in found] == [column.kind for column in columns]
     assert [column.unit for column in found] == ['rad', 'm', '1']
 

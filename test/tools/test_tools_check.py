@@ -151,6 +151,7 @@ def test_what_is_none_of_these(cli, tmp_path):
     expected = result.document['faults'][0]['expected']
     for word in ('meta/info.json', 'metadata.yaml', 'bundle.yaml', 'deployment file'):
         assert word in expected
+    assert '`ros2 bag reindex`' in result.document['faults'][0]['next_step']
 
 
 def test_nothing_there_is_wrong_use(cli, tmp_path):

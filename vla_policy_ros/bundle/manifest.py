@@ -21,6 +21,7 @@ SCHEMA_VERSION = 1
 
 Size = Annotated[int, Field(ge=1, le=16384)]
 Identifier = Annotated[str, Field(pattern=r'^[A-Za-z0-9_][A-Za-z0-9_.\-/]*$', max_length=128)]
+ColumnName = Annotated[str, Field(pattern=r'^[^\p{C}\s](\P{C}*[^\p{C}\s])?$', max_length=256)]
 FileName = Annotated[str, Field(pattern=r'^[A-Za-z0-9_][A-Za-z0-9_.\-/]*$', max_length=256)]
 ElementType = Literal['float32', 'float16', 'uint8', 'int32', 'int64', 'bool']
 Precision = Literal['fp32', 'fp16', 'bf16', 'fp8', 'int8']
@@ -151,7 +152,7 @@ class Group(StrictModel):
 
     name: Identifier
     """Name of the group, and its key in the statistics file; unique among state and action."""
-    names: tuple[Identifier, ...] = Field(min_length=1)
+    names: tuple[ColumnName, ...] = Field(min_length=1)
     """Joint or channel names in order."""
     units: tuple[str, ...] = Field(min_length=1)
     """One unit for all columns, or one each."""

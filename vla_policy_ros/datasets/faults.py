@@ -32,13 +32,15 @@ def missing_file(path: Path, expected: str) -> DatasetError:
     )
 
 
-def broken_file(path: Path, expected: str, fault: object, code: str) -> DatasetError:
-    """Return the fault of a file that is there and cannot be read."""
+def broken_file(
+    path: Path, expected: str, fault: object, code: str, *, remedy: str = ''
+) -> DatasetError:
+    """Return the fault of a file that is there and cannot be read; a remedy goes behind the usual advice."""
     return DatasetError(
         str(path),
         got=' '.join(str(fault).split())[:200] or type(fault).__name__,
         expected=expected,
-        next_step='Copy the file again; when it is a Git LFS pointer, run `git lfs pull`.',
+        next_step=f'Copy the file again; when it is a Git LFS pointer, run `git lfs pull`.{remedy}',
         code=code,
     )
 

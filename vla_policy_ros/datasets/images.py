@@ -9,14 +9,25 @@ import numpy as np
 from vla_policy_ros.core.errors import DatasetError
 from vla_policy_ros.core.specs import Array
 
-_CHANNELS = {'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1}
+# Encoding to bytes per pixel and OpenCV's conversion; the same pixels as `preprocess.decode` makes of a live camera.
 _TO_RGB = {
-    'bgr8': cv2.COLOR_BGR2RGB,
-    'rgba8': cv2.COLOR_RGBA2RGB,
-    'bgra8': cv2.COLOR_BGRA2RGB,
-    'mono8': cv2.COLOR_GRAY2RGB,
+    'bgr8': (3, cv2.COLOR_BGR2RGB),
+    '8UC3': (3, cv2.COLOR_BGR2RGB),
+    'rgba8': (4, cv2.COLOR_RGBA2RGB),
+    'bgra8': (4, cv2.COLOR_BGRA2RGB),
+    'mono8': (1, cv2.COLOR_GRAY2RGB),
+    '8UC1': (1, cv2.COLOR_GRAY2RGB),
+    'yuv422': (2, cv2.COLOR_YUV2RGB_UYVY),
+    'uyvy': (2, cv2.COLOR_YUV2RGB_UYVY),
+    'yuv422_yuy2': (2, cv2.COLOR_YUV2RGB_YUY2),
+    'yuyv': (2, cv2.COLOR_YUV2RGB_YUY2),
+    'bayer_rggb8': (1, cv2.COLOR_BayerRGGB2RGB),
+    'bayer_bggr8': (1, cv2.COLOR_BayerBGGR2RGB),
+    'bayer_gbrg8': (1, cv2.COLOR_BayerGBRG2RGB),
+    'bayer_grbg8': (1, cv2.COLOR_BayerGRBG2RGB),
 }
-RAW_ENCODINGS = tuple(_CHANNELS)
+_PAIRED = ('yuv422', 'uyvy', 'yuv422_yuy2', 'yuyv')
+RAW_ENCODINGS = ('rgb8', *_TO_RGB)
 """Raw pixel formats that are decoded, under their ROS names."""
 
 _JPEG_START, _JPEG_END = b'\xff\xd8', b'\xff\xd9'
@@ -66,15 +77,18 @@ class ImageDecoder:
         Raises:
             DatasetError: The encoding is not decoded here (`unknown_encoding`), or the sizes do not fit the data.
         """
-        channels = _CHANNELS.get(encoding)
-        if channels is None:
+        if encoding not in RAW_ENCODINGS:
             raise self._unknown_encoding(repr(encoding), ', '.join(RAW_ENCODINGS))
+        channels = 3 if encoding == 'rgb8' else _TO_RGB[encoding][0]
         if (
             min(height, width) < 1
             or step_bytes < width * channels
             or data.size < height * step_bytes
+            or (encoding in _PAIRED and width % 2)
         ):
-            raise self._broken(f'{data.size} bytes for {height} rows of {step_bytes} bytes')
+            raise self._broken(
+                f'{data.size} bytes for {height} rows of {step_bytes} bytes, {width} px wide'
+            )
         content = np.ascontiguousarray(data)
         pixels: Array = np.ndarray(
             (height, width, channels), np.uint8, content.data, 0, (step_bytes, channels, 1)
@@ -88,7 +102,7 @@ class ImageDecoder:
         if encoding == 'rgb8':
             np.copyto(self._rgb, pixels)
         else:
-            cv2.cvtColor(pixels, _TO_RGB[encoding], self._rgb)
+            cv2.cvtColor(pixels, _TO_RGB[encoding][1], self._rgb)
         return self._rgb
 
     def _unknown_encoding(self, got: str, known: str) -> DatasetError:

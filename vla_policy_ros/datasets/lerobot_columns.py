@@ -2,14 +2,16 @@
 """Which features of a LeRobot dataset are its state, its action, its cameras and its instruction.
 
 State: `observation.state`, or, when there is none, every other 1-D number feature `observation.*` in the order of
-`info.json`. Action: `action`, or, when there is none, every 1-D number feature `action.*`.
+`info.json`. Action: `action`, or, when there is none, every 1-D number feature `action.*`. A state or an action of more
+dimensions (two arms, say) is laid out row by row.
 
 Column names: the feature's `names`, as a list, or nested in lists and objects; an object of positions is put in order.
-When that does not give one distinct name per number, every column of the vector is called `<feature>_<i>`, with the
+When that does not give one distinct, printable name per number, every column of the vector is called `<feature>_<i>`, with the
 feature's key after `observation.` or `action.`. The unit is empty: the format does not say. A name with `gripper` in it
 is of kind gripper.
 
-Cameras: the last part of the key; when two cameras share it, the key after `observation.images.`, else the whole key.
+Cameras: the last part of the key; when two cameras share it, the key after `observation.images.`, else the whole key;
+each written as a ROS topic may hold it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from vla_policy_ros.core.specs import Column
 from vla_policy_ros.datasets.faults import Report
 from vla_policy_ros.datasets.json_files import read_json
 from vla_policy_ros.datasets.lerobot_info import Feature, LeRobotInfo
-from vla_policy_ros.datasets.naming import first_unique, make_column
+from vla_policy_ros.datasets.naming import make_camera_names, make_column
 
 _IMAGE_PREFIXES = ('observation.images.', 'observation.image.', 'observation.')
 _TASK_ENDINGS = ('task_description', 'language_instruction')
@@ -43,9 +45,10 @@ def find_vector(info: LeRobotInfo, key: str, prefix: str) -> tuple[Feature, ...]
 def make_columns(features: Sequence[Feature]) -> tuple[Column, ...]:
     """Name the columns of features that stand side by side in one vector."""
     named = [name for feature in features for name in _given_names(feature)]
-    width = sum(feature.shape[0] for feature in features)
-    if len(named) != width or len(set(named)) != width:
-        named = [f'{_base(f.key)}_{i}' for f in features for i in range(f.shape[0])]
+    width = sum(feature.width for feature in features)
+    is_usable = all(name and name.isprintable() and name == name.strip() for name in named)
+    if not is_usable or len(named) != width or len(set(named)) != width:
+        named = [f'{_base(f.key)}_{i}' for f in features for i in range(f.width)]
     return tuple(make_column(name) for name in named)
 
 
@@ -54,7 +57,7 @@ def make_cameras(features: Sequence[Feature]) -> tuple[DatasetCamera, ...]:
     sized = [(feature, size) for feature in features if (size := image_size(feature))]
     keys = [feature.key for feature, _ in sized]
     rests = [_rest(key) for key in keys]
-    names = first_unique([rest.rsplit('.', 1)[-1] for rest in rests], rests, keys)
+    names = make_camera_names([rest.rsplit('.', 1)[-1] for rest in rests], rests, keys)
     return tuple(
         DatasetCamera(name, feature.key, *size)
         for name, (feature, size) in zip(names, sized, strict=True)
@@ -95,7 +98,7 @@ def _given_names(feature: Feature) -> list[str]:
     if isinstance(names, Mapping) and all(isinstance(value, int) for value in names.values()):
         return sorted(names, key=lambda name: names[name])
     flat = list(_flatten(names))
-    return flat if len(flat) == feature.shape[0] else []
+    return flat if len(flat) == feature.width else []
 
 
 def _flatten(names: Any) -> Iterator[str]:

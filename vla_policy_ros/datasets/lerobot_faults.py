@@ -108,8 +108,8 @@ class _Examination:
             self._report(fault)
             return
         where = f'{feature.key}: '
-        if values.shape[1] != feature.shape[0]:
-            got, expected = f'{values.shape[1]} numbers per row', f'{feature.shape[0]}'
+        if values.shape[1] != feature.width:
+            got, expected = f'{values.shape[1]} numbers per row', f'{feature.width}'
             self._report(_fault(record, where + got, expected, 'wrong_width'))
         finite = np.isfinite(values)
         if not finite.all():

@@ -6,6 +6,7 @@ Sources: https://github.com/huggingface/lerobot (dataset formats v2.0, v2.1, v3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ DATA_PATH_V3 = 'data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet'
 VIDEO_PATH_V3 = 'videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4'
 
 _NUMBER_TYPES = ('float', 'int', 'uint', 'bool')
+_FLATTENED = ('observation.state', 'action')
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,14 @@ class Feature:
 
     @property
     def is_vector(self) -> bool:
-        """Whether it is a 1-D vector of numbers."""
-        return len(self.shape) == 1 and self.dtype.startswith(_NUMBER_TYPES)
+        """Whether it is a vector of numbers: up to 1-D, a state or an action of any shape."""
+        is_flat = len(self.shape) <= 1 or self.key in _FLATTENED
+        return is_flat and self.dtype.startswith(_NUMBER_TYPES)
+
+    @property
+    def width(self) -> int:
+        """Numbers in one row."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,11 +103,11 @@ def _join(
 ) -> Array:
     """Put vectors side by side as (N, sum of widths) float32."""
     for feature in features:
-        if numbers[feature.key].shape[1] != feature.shape[0]:
+        if numbers[feature.key].shape[1] != feature.width:
             raise DatasetError(
                 f'{path}: {feature.key}',
                 got=f'{numbers[feature.key].shape[1]} numbers',
-                expected=f'{feature.shape[0]} as in meta/info.json',
+                expected=f'{feature.width} as in meta/info.json',
                 next_step='Correct the shape in meta/info.json.',
                 code='wrong_width',
             )

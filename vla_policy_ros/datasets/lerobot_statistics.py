@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of features as LeRobot keeps them: min, max, mean, std, q01, q99 and count."""
+"""Statistics of features as LeRobot keeps them: min, max, mean, std, five quantiles and count."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,18 +12,20 @@ from vla_policy_ros.core.specs import Array
 
 FeatureStatistics = dict[str, list[Any]]
 
+# All five: LeRobot v3.0 adds episodes to a dataset only when its columns of statistics are the same.
+_QUANTILES = {'q01': 0.01, 'q10': 0.1, 'q50': 0.5, 'q90': 0.9, 'q99': 0.99}
+
 
 def compute_number_statistics(parts: Sequence[Array]) -> FeatureStatistics:
     """Compute the statistics of (N_i, W) numbers put below each other, each a list of W values; `count` is [N]."""
     numbers = np.concatenate(parts).astype(np.float64)
-    q01, q99 = np.quantile(numbers, (0.01, 0.99), axis=0)
+    quantiles = np.quantile(numbers, list(_QUANTILES.values()), axis=0)
     rows = {
         'min': numbers.min(axis=0),
         'max': numbers.max(axis=0),
         'mean': numbers.mean(axis=0),
         'std': numbers.std(axis=0),
-        'q01': q01,
-        'q99': q99,
+        **dict(zip(_QUANTILES, quantiles, strict=True)),
     }
     return {**{name: row.tolist() for name, row in rows.items()}, 'count': [len(numbers)]}
 
@@ -53,13 +55,13 @@ class ImageStatistics:
         mean = self._counts @ values / total
         square = self._counts @ values**2 / total
         seen = self._counts.cumsum(axis=1)
-        rows: Mapping[str, Array] = {
+        rows: dict[str, Array] = {
             'min': values[(self._counts > 0).argmax(axis=1)],
             'max': values[255 - (self._counts[:, ::-1] > 0).argmax(axis=1)],
             'mean': mean,
             'std': np.sqrt(np.maximum(square - mean**2, 0)),
-            'q01': values[(seen >= 0.01 * total[:, None]).argmax(axis=1)],
-            'q99': values[(seen >= 0.99 * total[:, None]).argmax(axis=1)],
         }
+        for name, share in _QUANTILES.items():
+            rows[name] = values[(seen >= share * total[:, None]).argmax(axis=1)]
         shaped = {name: row.reshape(3, 1, 1).tolist() for name, row in rows.items()}
         return {**shaped, 'count': [self._num_images]}

@@ -17,7 +17,7 @@ from vla_policy_ros.datasets.lerobot_layout import (
     read_task_rows,
     video_features,
 )
-from vla_policy_ros.datasets.parquet_files import read_rows
+from vla_policy_ros.datasets.parquet_files import read_episode_indices, read_rows
 
 _EPISODE_COLUMNS = ('episode_index', 'length', 'tasks', 'data/chunk_index', 'data/file_index')
 _VIDEO_COLUMNS = ('chunk_index', 'file_index', 'from_timestamp')
@@ -34,6 +34,7 @@ class LayoutV3:
         self._rows = sorted(
             _read_episodes(info, report), key=lambda row: int(row['episode_index'])
         )
+        self._episodes_in: dict[Path, frozenset[int]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -41,23 +42,38 @@ class LayoutV3:
     def record(self, position: int) -> EpisodeRecord:
         """Return one episode by its position; a camera without an entry in `meta/episodes` has no video."""
         row = self._rows[position]
-        data = find_path(
-            self._info,
-            'data_path',
-            (self._info.data_path,),
-            chunk_index=row['data/chunk_index'],
-            file_index=row['data/file_index'],
-        )
+        index = int(row['episode_index'])
+        data = self._find_table(row, index)
         videos = {
             feature.key: self._span(row, feature.key)
             for feature in video_features(self._info)
             if all(row.get(f'videos/{feature.key}/{name}') is not None for name in _VIDEO_COLUMNS)
         }
         tasks = tuple(str(task) for task in row.get('tasks') or ())
-        length = int(row['length'])
-        return EpisodeRecord(
-            int(row['episode_index']), length, tasks, data, videos, is_shared=True
+        return EpisodeRecord(index, int(row['length']), tasks, data, videos, is_shared=True)
+
+    def _find_table(self, row: dict[str, Any], index: int) -> Path:
+        """Return the table that `meta/episodes` names, or the later one that holds the episode in its place.
+
+        LeRobot's converter from v2.1 names the file before for the first episode of every further file; LeRobot itself
+        does not notice, for it reads all tables as one.
+        """
+        named = find_path(
+            self._info,
+            'data_path',
+            (self._info.data_path,),
+            chunk_index=row['data/chunk_index'],
+            file_index=row['data/file_index'],
         )
+        if not named.is_file() or self._holds(named, index):
+            return named
+        later = sorted(path for path in named.parents[1].glob('*/*.parquet') if path > named)
+        return next((path for path in later if self._holds(path, index)), named)
+
+    def _holds(self, path: Path, index: int) -> bool:
+        if path not in self._episodes_in:
+            self._episodes_in[path] = read_episode_indices(path)
+        return index in self._episodes_in[path]
 
     def _span(self, row: dict[str, Any], key: str) -> VideoSpan:
         path = find_path(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -123,9 +124,10 @@ class LeRobotWriter:
         texts = [instruction] * length if isinstance(instruction, str) else list(instruction)
         self._check_episode(images, np.asarray(state), np.asarray(action), texts)
         numbers = self._number_columns(state, action, texts)
-        columns = {name: _to_arrow(name, values) for name, values in numbers.items()}
+        columns = {name: _to_arrow(values) for name, values in numbers.items()}
         statistics, starts, cells = self._add_images(index, images, length)
-        self._write_table(index, pa.table({**columns, **cells}))
+        table = pa.table({**columns, **cells})
+        self._write_table(index, _describe_images(table, numbers) if cells else table)
         episode = EpisodeMeta(
             index=index,
             first_row=self._meta.num_rows,
@@ -270,10 +272,27 @@ class LeRobotWriter:
         )
 
 
-def _to_arrow(name: str, values: Array) -> Any:
-    if name in ('observation.state', 'action'):
-        return pa.array(list(values), pa.list_(pa.float32()))
+def _to_arrow(values: Array) -> Any:
+    """Return (N, W) numbers as a column of lists, or of numbers when W is 1, as LeRobot has it."""
+    if values.shape[1] != 1:
+        return pa.array(list(values), pa.list_(pa.from_numpy_dtype(values.dtype)))
     return pa.array(values[:, 0])
+
+
+def _describe_images(table: Any, numbers: Mapping[str, Array]) -> Any:
+    """Say in a table's metadata which columns are images; without it LeRobot v2 takes them for dictionaries."""
+    features: dict[str, Any] = {name: {'_type': 'Image'} for name in table.column_names}
+    for name, values in numbers.items():
+        features[name] = {'dtype': values.dtype.name, '_type': 'Value'}
+        if values.shape[1] != 1:
+            features[name] = {
+                'feature': features[name],
+                'length': values.shape[1],
+                '_type': 'Sequence',
+            }
+    return table.replace_schema_metadata(
+        {'huggingface': json.dumps({'info': {'features': features}})}
+    )
 
 
 def _to_cell(image: Array) -> dict[str, Any]:

@@ -50,6 +50,16 @@ def column_names(path: Path) -> tuple[str, ...]:
         return tuple(file.schema_arrow.names)
 
 
+def read_episode_indices(path: Path) -> frozenset[int]:
+    """Return the indices of the episodes that have rows in a file; none when it cannot be read."""
+    try:
+        with open_parquet(path) as file:
+            indices = read_numbers(path, ['episode_index'], range(file.metadata.num_rows))
+    except DatasetError:
+        return frozenset()
+    return frozenset(indices['episode_index'][:, 0].tolist())
+
+
 def find_rows(path: Path, episode_index: int | None) -> range:
     """Return the rows of an episode in a file that several episodes share, or all rows when the index is None.
 

@@ -3,7 +3,8 @@
 
 Steps are the images of the reference camera (the first one) at their header stamps. Other images and joints are taken
 from the nearest stamp, earlier or later; the instruction is the last one received by then, or the first one of the bag.
-A stamp of zero counts as the time of receipt.
+A message without a stamp, or with a stamp of zero, counts at its time of receipt; where the reference camera's stamps
+are of another clock than the receipt, at the same time by that clock.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from vla_policy_ros.datasets.rosbag_topics import (
 __all__ = ['BagTopics', 'RosbagDataset', 'RosbagEpisode']
 
 _FAR_NS = 100_000_000
+_MAX_DELAY_NS = 1_000_000_000
 
 
 @dataclass(slots=True)
@@ -203,12 +205,19 @@ class _Contents:
             raise self._fault('no image that can be decoded', 'a camera', 'no_camera')
         reference_topic, reference = next(iter(indices.values()))
         stamps_ns = self._reference_stamps(reference_topic, reference)
-        step_ns = int(np.median(np.diff(stamps_ns)))
+        step_ns = _mean_step(stamps_ns)
         steps = {name: _match(t, index, stamps_ns) for name, (t, index) in indices.items()}
-        state_columns, state, state_ns = self._state.resample(stamps_ns)
-        action_columns, action, action_ns = self._action.resample(stamps_ns)
+        offset_ns = self._receipt_offset(reference_topic, reference)
+        state_columns, state, state_ns = self._state.resample(
+            stamps_ns, receipt_offset_ns=offset_ns
+        )
+        action_columns, action, action_ns = self._action.resample(
+            stamps_ns, receipt_offset_ns=offset_ns
+        )
         distances = {camera.topic: camera.distance_ns for camera in steps.values()}
         self._warn_of_distances({**distances, 'state': state_ns, 'action': action_ns}, step_ns)
+        for topic in (*self._state.empty_topics, *self._action.empty_topics):
+            self._warnings.append(f'{topic} is left out: its messages have no positions')
         cameras = (DatasetCamera(name, t, *index.size) for name, (t, index) in indices.items())
         self.info = DatasetInfo(
             name=self._path.resolve().stem,
@@ -227,7 +236,7 @@ class _Contents:
             stamps_ns=stamps_ns,
             state=state,
             action=action,
-            instructions=self._instructions(stamps_ns),
+            instructions=self._instructions(stamps_ns + offset_ns),
         )
 
     def _add(self, message: BagMessage) -> None:
@@ -272,17 +281,29 @@ class _Contents:
             )
         return kept
 
+    def _receipt_offset(self, topic: str, index: _ImageIndex) -> int:
+        """Return by how much the clock of receipt is ahead of the camera's; 0 when it may be the delay of transport."""
+        offset_ns = int(np.median(np.subtract(index.received_ns, index.stamps_ns)))
+        if 0 <= offset_ns <= _MAX_DELAY_NS:
+            return 0
+        self._warnings.append(
+            f'{topic}: stamps are {-offset_ns / 1e9:+.3f} s off the time of receipt; '
+            'messages without a stamp are moved by that much'
+        )
+        return offset_ns
+
     def _warn_of_distances(self, distances_ns: dict[str, int], step_ns: int) -> None:
         for name, distance_ns in distances_ns.items():
             if distance_ns > max(_FAR_NS, 2 * step_ns):
                 text = f'{name}: samples lie up to {distance_ns / 1e6:.0f} ms from their image'
                 self._warnings.append(text)
 
-    def _instructions(self, stamps_ns: Array) -> tuple[str, ...]:
+    def _instructions(self, by_ns: Array) -> tuple[str, ...]:
+        """Return the last text received by each of N times of receipt, or the first text."""
         if not self._texts:
-            return ('',) * len(stamps_ns)
+            return ('',) * len(by_ns)
         times_ns = np.asarray([time_ns for time_ns, _ in self._texts])
-        last = np.searchsorted(times_ns, stamps_ns, side='right') - 1
+        last = np.searchsorted(times_ns, by_ns, side='right') - 1
         return tuple(self._texts[max(0, int(i))][1] for i in last)
 
     def _fault(self, got: str, expected: str, code: str) -> DatasetError:
@@ -293,6 +314,13 @@ class _Contents:
             next_step='Name the topics to read, or record the bag again.',
             code=code,
         )
+
+
+def _mean_step(stamps_ns: Array) -> int:
+    """Return the time between two images on average; a gap counts as the steps that are missing in it."""
+    gaps_ns = np.diff(stamps_ns)
+    num_steps = np.maximum(np.rint(gaps_ns / np.median(gaps_ns)), 1).sum()
+    return round(float(gaps_ns.sum() / num_steps))
 
 
 def _match(topic: str, index: _ImageIndex, stamps_ns: Array) -> _ImageSteps:

@@ -30,6 +30,8 @@ _BROKEN = (
 )
 """What rosbags lets through when a file is truncated or overwritten."""
 
+_REMEDY = ' A recording that was cut off: `mcap recover`, then `ros2 bag reindex`.'
+
 
 @dataclass(frozen=True, slots=True)
 class BagMessage:
@@ -42,12 +44,17 @@ class BagMessage:
 
     @property
     def stamp_ns(self) -> int:
-        """Header stamp; the time of receipt for a message without header, or with a stamp of zero."""
+        """Header stamp; the time of receipt for a message that is not stamped."""
+        return self._header_ns() or self.received_ns
+
+    @property
+    def is_stamped(self) -> bool:
+        """Whether it has a header with a stamp other than zero."""
+        return self._header_ns() != 0
+
+    def _header_ns(self) -> int:
         header = getattr(self.fields, 'header', None)
-        if header is None:
-            return self.received_ns
-        stamp_ns = int(header.stamp.sec) * 10**9 + int(header.stamp.nanosec)
-        return stamp_ns or self.received_ns
+        return int(header.stamp.sec) * 10**9 + int(header.stamp.nanosec) if header else 0
 
 
 def read_topics(path: Path) -> dict[str, str]:
@@ -82,9 +89,23 @@ def iter_messages(
 def _next_message(path: Path, bag: AnyReader, messages: Iterator[Any]) -> BagMessage | None:
     with _naming_faults(path):
         for connection, received_ns, data in messages:
-            fields = bag.deserialize(data, connection.msgtype)
+            fields = _deserialize(bag, data, connection.msgtype)
             return BagMessage(connection.topic, connection.msgtype, received_ns, fields)
     return None
+
+
+def _deserialize(bag: AnyReader, data: bytes, kind: str) -> Any:
+    """Read one serialised message; bytes after its end are ignored, as ROS does.
+
+    A bag that a program wrote itself has such bytes: rclpy's `serialize_message` returns as many bytes as the message
+    could need. rosbags' own reader refuses them.
+    """
+    if data[:2] not in (b'\0\0', b'\0\1'):
+        raise ValueError(f'{kind} in an encapsulation that is not plain CDR: {data[:2].hex()}')
+    definition = bag.typestore.get_msgdef(kind)
+    read = definition.deserialize_cdr_le if data[1] else definition.deserialize_cdr_be
+    fields, _ = read(data[4:], 0, definition.cls, bag.typestore)
+    return fields
 
 
 @contextmanager
@@ -110,4 +131,6 @@ def _naming_faults(path: Path) -> Iterator[None]:
     try:
         yield
     except _BROKEN as fault:
-        raise broken_file(path, 'a readable rosbag2 recording', fault, 'broken_bag') from fault
+        raise broken_file(
+            path, 'a readable rosbag2 recording', fault, 'broken_bag', remedy=_REMEDY
+        ) from fault

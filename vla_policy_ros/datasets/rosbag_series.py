@@ -25,6 +25,7 @@ from vla_policy_ros.datasets.rosbag_topics import (
 class _Series:
     column: Column
     stamps_ns: list[int] = field(default_factory=list)
+    is_stamped: list[bool] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
 
 
@@ -38,12 +39,14 @@ class VectorRecorder:
         self._by_topic: dict[str, dict[str, _Series]] = {topic: {} for topic in topics}
 
     def add(self, message: BagMessage) -> None:
-        """Add a message.
+        """Add a message; one without positions (velocities only, say) is passed over.
 
         Raises:
             DatasetError: It has not as many values as names (`wrong_length`).
         """
         names, values = _EXTRACTORS[message.kind](message.fields)
+        if not len(values):
+            return
         if len(names) != len(values):
             raise DatasetError(
                 f'{message.topic} at {message.stamp_ns} ns',
@@ -57,15 +60,27 @@ class VectorRecorder:
             if name not in series:
                 series[name] = _Series(_make_column(message, i, name))
             series[name].stamps_ns.append(message.stamp_ns)
+            series[name].is_stamped.append(message.is_stamped)
             series[name].values.append(float(values[i]))
 
-    def resample(self, stamps_ns: Array) -> tuple[tuple[Column, ...], Array, int]:
+    @property
+    def empty_topics(self) -> tuple[str, ...]:
+        """Topics that gave no value."""
+        return tuple(topic for topic, series in self._by_topic.items() if not series)
+
+    def resample(
+        self, stamps_ns: Array, *, receipt_offset_ns: int
+    ) -> tuple[tuple[Column, ...], Array, int]:
         """Take each joint's sample nearest to each stamp.
+
+        Args:
+            stamps_ns: (N,) stamps.
+            receipt_offset_ns: Taken from the time of receipt of messages that are not stamped.
 
         Returns:
             The D columns, (N, D) float32 values, and the largest distance between a stamp and its sample.
         """
-        merged = self._merge()
+        merged = self._merge(receipt_offset_ns)
         values = np.zeros((len(stamps_ns), len(merged)), np.float32)
         distance_ns = 0
         for i, series in enumerate(merged.values()):
@@ -76,14 +91,17 @@ class VectorRecorder:
             distance_ns = max(distance_ns, int(np.abs(sample_ns[nearest] - stamps_ns).max()))
         return tuple(series.column for series in merged.values()), values, distance_ns
 
-    def _merge(self) -> dict[str, _Series]:
+    def _merge(self, receipt_offset_ns: int) -> dict[str, _Series]:
         """Put the samples of a joint that several topics carry into one series, sorted by stamp."""
         merged: dict[str, _Series] = {}
         for name, series in (
             (n, s) for topic in self._by_topic.values() for n, s in topic.items()
         ):
             whole = merged.setdefault(name, _Series(series.column))
-            whole.stamps_ns += series.stamps_ns
+            whole.stamps_ns += [
+                stamp_ns if is_stamped else stamp_ns - receipt_offset_ns
+                for stamp_ns, is_stamped in zip(series.stamps_ns, series.is_stamped, strict=True)
+            ]
             whole.values += series.values
         for series in merged.values():
             order = np.argsort(np.asarray(series.stamps_ns), kind='stable')

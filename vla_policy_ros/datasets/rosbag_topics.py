@@ -7,7 +7,8 @@ Action: JointState and JointTrajectory topics with one of these words. Instructi
 `instruction` or `task` in its name. ActionChunk and Float64MultiArray topics must be named.
 
 Camera name: trailing `compressed`, `image`, `image_raw` and `image_rect...` are dropped, and the last part is the
-name (`/camera/front/image_raw` is `front`); when two cameras share it, all parts joined by `_`.
+name (`/camera/front/image_raw` is `front`); when two cameras share it, all parts joined by `_`; with `_` for what a
+topic must not hold.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vla_policy_ros.core.errors import DatasetError
-from vla_policy_ros.datasets.naming import first_unique
+from vla_policy_ros.datasets.naming import make_camera_names
 
 IMAGE = 'sensor_msgs/msg/Image'
 COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
@@ -99,7 +100,7 @@ def name_cameras(topics: Sequence[str]) -> Sequence[str]:
     """Return one distinct name per image topic."""
     parts = [_camera_path(topic).strip('/').split('/') for topic in topics]
     shortest = [path[-1] or 'camera' for path in parts]
-    return first_unique(shortest, ['_'.join(path) for path in parts], topics)
+    return make_camera_names(shortest, ['_'.join(path) for path in parts], topics)
 
 
 def _camera_path(topic: str) -> str:

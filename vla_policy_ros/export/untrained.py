@@ -7,7 +7,6 @@ mean nothing; they stay within the range that the dataset recorded.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +153,7 @@ def _manifest(info: DatasetInfo, *, horizon: int, image_size: int, seed: int) ->
         },
         'cameras': [
             {
-                'name': _identifier(camera.name),
+                'name': camera.name,
                 'tensor': f'image_{index}',
                 'geometry': [resize],
                 'mean': half,
@@ -179,7 +178,7 @@ def _manifest(info: DatasetInfo, *, horizon: int, image_size: int, seed: int) ->
 def _group(name: str, columns: Sequence[Column]) -> dict[str, Any]:
     return {
         'name': name,
-        'names': [_identifier(column.name) for column in columns],
+        'names': [column.name for column in columns],
         'units': [column.unit for column in columns],
         'kinds': [column.kind.value for column in columns],
         'normalization': 'min_max',
@@ -201,8 +200,7 @@ def _first_observation(dataset: Dataset) -> Observation:
     images: dict[str, tuple[Frame | PreparedFrame, ...]] = {}
     for camera in dataset.info.cameras:
         image = next(iter(episode.images(camera.name, 0, 1))).copy()
-        name = _identifier(camera.name)
-        images[name] = (Frame.from_rgb(name, stamp_ns, image),)
+        images[camera.name] = (Frame.from_rgb(camera.name, stamp_ns, image),)
     observation = Observation(
         images=images,
         state=np.array(episode.state[:1], np.float32),
@@ -234,9 +232,3 @@ def _write_tokenizer(path: Path, vocabulary: dict[str, int]) -> None:
     tokenizer.normalizer = Lowercase()
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.save(str(path))
-
-
-def _identifier(name: str) -> str:
-    """Return a name as a manifest may hold it."""
-    plain = re.sub(r'[^A-Za-z0-9_.\-/]', '_', name)[:128]
-    return plain if re.match(r'[A-Za-z0-9_]', plain) else f'_{plain}'[:128]

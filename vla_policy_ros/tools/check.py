@@ -145,7 +145,7 @@ def _widen(fault: VlaPolicyError) -> VlaPolicyError:
         fault.where,
         got=fault.got,
         expected=f'{fault.expected}, {_MANIFEST} (bundle) or a deployment file (.yaml)',
-        next_step='Name one of these.',
+        next_step=fault.next_step,
         code=fault.code,
     )
 

@@ -201,7 +201,9 @@ def _print_result(report: Report, out: Path, *, passed: bool, as_json: bool) -> 
             'replay': '' if passed else verdict.run.details.get('replay', ''),
             'NOT COMPARED': ', '.join(verdict.comparison.left_out),
             'mean absolute error': 'not compared' if mae is None else f'{mae:.4g}',
-            'capture to chunk, p99': f'{latency.p99_ms:.1f} ms' if latency.count else 'not measured',
+            'capture to chunk, p99': f'{latency.p99_ms:.1f} ms'
+            if latency.count
+            else 'not measured',
             'answered with a chunk': 'nothing was sent' if share is None else f'{share:.1%}',
             'report': str(page),
         }
