@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import random
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ import time
 from array import array
 from pathlib import Path
 from typing import Any
+
+from vla_policy_ros.tools.ros_environment import find_free_domain, make_environment
 
 ENGINES = ('none', 'onnxruntime')
 NUM_JOINTS = 14
@@ -38,8 +39,7 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=10.0)
     parser.add_argument('--json', type=Path)
     arguments = parser.parse_args()
-    os.environ['ROS_DOMAIN_ID'] = str(random.randint(1, 100))
-    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    os.environ.update(make_environment(find_free_domain()))
     with tempfile.TemporaryDirectory() as folder:
         bundle = make_bundle(arguments, Path(folder) / 'bundle')
         results = {engine: measure(arguments, bundle, engine) for engine in ENGINES}

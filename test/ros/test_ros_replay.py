@@ -14,6 +14,7 @@ from support.ros_processes import RosProcess, RosProcesses
 from vla_policy_ros.evaluation.recording import ChunkRecording
 from vla_policy_ros.evaluation.report import load_run
 from vla_policy_ros.evaluation.truth import recorded_chunk
+from vla_policy_ros.msg import ActionChunk
 
 pytestmark = pytest.mark.ros
 
@@ -177,6 +178,28 @@ def test_two_episodes_of_one_timed_run(processes, recording, tmp_path):
     ]
 
 
+def test_a_second_replay_begins_an_epoch(processes, graph, recording):
+    """Clock and stamps start anew, as when a bag loops."""
+    policy = processes.start_node(
+        'policy_node', bundle=recording.bundle, autostart=True, use_sim_time=True
+    )
+    chunks = graph.collect(ActionChunk, 'action_chunk')
+    for turn in (1, 2):
+        replay = processes.start_node(
+            'replay_node',
+            dataset=recording.dataset,
+            mode='lockstep',
+            autostart=True,
+            exit_at_end=True,
+        )
+        assert replay.wait() == 0, replay.log
+        graph.spin_until(lambda turn=turn: len(chunks) == turn * NUM_STEPS, 'every chunk')
+    assert policy.end() == 0
+    assert [chunk.epoch for chunk in chunks] == [0] * NUM_STEPS + [1] * NUM_STEPS
+    values = [tuple(chunk.values) for chunk in chunks]
+    assert values[:NUM_STEPS] == values[NUM_STEPS:]
+
+
 def test_refusals_are_in_the_report_and_fail_a_limit(processes, recording, tmp_path):
     run = start_run(
         processes,
@@ -199,8 +222,6 @@ def test_refusals_are_in_the_report_and_fail_a_limit(processes, recording, tmp_p
 
 
 def test_a_replay_that_is_stopped_does_not_pass(processes, graph, recording, tmp_path):
-    from vla_policy_ros.msg import ActionChunk
-
     run = start_run(processes, recording, tmp_path / 'run', mode='timed')
     chunks = graph.collect(ActionChunk, 'action_chunk')
     graph.spin_until(lambda: len(chunks) > 5, 'the first chunks')

@@ -49,6 +49,31 @@ def test_silence_is_a_second_or_three_periods():
     assert slow.is_silent(3 * SECOND_NS + 1)
 
 
+def test_a_clock_that_is_set_loses_no_samples():
+    """A robot without a battery-backed clock starts in 1970 and is set to the right time a moment later."""
+    stream = StreamCounter(expected_period_ns=SECOND_NS)
+    for arrived, stamp in enumerate((1, 2, 1_700_000_000, 1_700_000_001, 1_700_000_003)):
+        stream.arrive(stamp * SECOND_NS, arrived * SECOND_NS)
+    assert stream.snapshot(0).missing == 1
+
+
+def test_a_long_pause_is_missing_samples():
+    stream = StreamCounter(expected_period_ns=SECOND_NS)
+    for second in (1, 2, 100):
+        stream.arrive(second * SECOND_NS, second * SECOND_NS)
+    assert stream.snapshot(0).missing == 97
+
+
+def test_a_silent_stream_has_no_rate():
+    counters = PipelineCounters({'front': None, 'wrist': None})
+    for second in (1, 2, 3):
+        counters.streams['front'].arrive(second * SECOND_NS, second * SECOND_NS)
+    for now_s, rate_hz in ((3, 1.0), (6, 0.0)):
+        silent = counters.find_silent(now_s * SECOND_NS)
+        assert ('front' in silent, 'wrist' in silent) == (rate_hz == 0.0, True)
+        assert counters.snapshots(0, silent)['front'].rate_hz == rate_hz
+
+
 def test_a_restart_forgets_stamps_and_keeps_counts():
     stream = StreamCounter(expected_period_ns=10)
     stream.arrive(1000, 0)

@@ -154,6 +154,18 @@ class TestRefusals:
         assert snapshot.streams['joint_states[0]'].refused == 1
         assert (snapshot.refused, snapshot.chunks) == (1, 1)
 
+    def test_a_lack_of_samples_says_why_the_last_one_was_refused(self, bench):
+        bench.joints(1000, names=('shoulder', 'ellbow'))
+        bench.frame(1000)
+        bench.wait(200)
+        assert bench.told == [(1000, 'joint_states[0]/no_sample')]
+        assert 'refused: missing_joint: joint state: got no elbow' in bench.outcomes[0].detail
+        bench.joints(1300)
+        bench.frame(1400)
+        bench.wait(200)
+        assert bench.told[1] == (1400, 'joint_states[0]/out_of_tolerance')
+        assert 'refused' not in bench.outcomes[1].detail
+
     @pytest.mark.parametrize(
         ('offer', 'stamp', 'cause'),
         [
@@ -270,6 +282,15 @@ class TestFill:
         assert bench.policy.used == [[('front', 1000 * MS), seen]]
         assert bench.pipeline.snapshot().streams['wrist'].filled == 1
 
+    def test_a_dead_optional_camera_costs_no_chunk(self, make):
+        bench = make(TWO_CAMERAS, lambda d: d['cameras']['wrist'].update(fill='black'))
+        stamps = [1000 + 10 * index for index in range(60)]
+        for stamp in stamps:
+            bench.step(stamp)
+            bench.wait(10)
+        bench.wait(200)
+        assert bench.told == [(stamp, f'0.{index}') for index, stamp in enumerate(stamps)]
+
     def test_a_fill_is_not_used_while_there_are_images(self, make):
         bench = make(TWO_CAMERAS, lambda d: d['cameras']['wrist'].update(fill='black'))
         bench.step(1000)
@@ -356,6 +377,20 @@ class TestReset:
         assert bench.pipeline.snapshot().epoch == 0
         assert bench.pipeline.snapshot().causes == {'joint_states[0]/out_of_order': 1}
 
+    @pytest.mark.parametrize('stamp', [90_000, 1000])
+    def test_another_stream_recovers_from_a_jump(self, make, stamp):
+        bench = make(TWO_CAMERAS)
+        for number in (5000, 5033):
+            bench.frame(number, 'wrist')
+            bench.step(number)
+        for number in (stamp, 5066, 5100):
+            bench.frame(number, 'wrist')
+        bench.step(5100)
+        assert bench.told[-1] == (5100, '0.2')
+        snapshot = bench.pipeline.snapshot()
+        assert snapshot.causes == {'wrist/out_of_order': 1}
+        assert snapshot.streams['wrist'].newest_stamp_ns == 5100 * MS
+
 
 class TestInstruction:
     def test_the_id_grows_on_change_only(self, make):
@@ -390,6 +425,12 @@ class TestSnapshot:
         assert said() == ('running', '')
         bench.pipeline.stop()
         assert said() == ('inactive', '')
+
+    def test_waits_for_a_clock_that_stands_at_0(self, bench):
+        bench.step(1000)
+        bench.clock.advance(-1000 * MS)
+        state, detail = bench.pipeline.snapshot().state, bench.pipeline.snapshot().detail
+        assert (state, '/clock' in detail) == ('waiting', True)
 
     def test_does_not_wait_for_an_optional_camera(self, make):
         bench = make(TWO_CAMERAS, lambda d: d['cameras']['wrist'].update(fill='last'))
@@ -511,6 +552,21 @@ class TestStartAndStop:
         assert bench.pipeline.stop(PATIENCE_S)
         assert bench.pipeline.stop(PATIENCE_S)
         assert bench.told == [(1000, '0.0')]
+
+    def test_no_second_thread_works_with_a_policy_that_is_busy(self, bench):
+        bench.policy.infer_gate.close()
+        bench.joints(1000)
+        bench.frame(1000)
+        bench.policy.infer_gate.wait_for(1)
+        assert not bench.pipeline.stop(0.01)
+        with pytest.raises(EngineError) as caught:
+            bench.pipeline.start()
+        assert caught.value.code == 'still_busy'
+        bench.policy.infer_gate.open()
+        assert bench.pipeline._worker.stop(PATIENCE_S)
+        bench.pipeline.start()
+        bench.step(1033)
+        assert bench.told == [(1000, 'policy/stopped'), (1033, '1.0')]
 
     def test_a_deployment_that_does_not_fit_is_refused(self):
         policy = FakePolicy(TWO_CAMERAS)

@@ -75,6 +75,23 @@ def test_patience_ends_the_wait():
     assert only(subject.poll(1200 * MS)).samples['wrist'] == (995,)
 
 
+def test_the_patience_begins_with_the_arrival():
+    """However late a camera is, its partner that comes a moment later is still waited for."""
+    subject = matcher(rule('wrist'), patience=200)
+    subject.offer('front', 1000 * MS, 'late', now_ns=1500 * MS)
+    assert subject.poll(1500 * MS) == []
+    subject.offer('wrist', 1000 * MS, 'later', now_ns=1503 * MS)
+    assert only(subject.poll(1503 * MS)).samples == {'front': ('late',), 'wrist': ('later',)}
+
+
+def test_a_stamp_from_the_future_is_not_waited_for_longer():
+    subject = matcher(rule('wrist'), patience=200)
+    subject.offer('front', 9000 * MS, 'early', now_ns=1000 * MS)
+    subject.offer('wrist', 1000 * MS, 'right', now_ns=1000 * MS)
+    assert subject.poll(1199 * MS) == []
+    assert only(subject.poll(1200 * MS)).cause == 'too_old'
+
+
 def test_a_stream_that_never_came_is_named():
     subject = matcher(rule('wrist'), rule('joints'))
     offer(subject, 'front', 1000)
@@ -280,6 +297,55 @@ def test_too_many_waiting_reference_samples_end_the_oldest():
     assert [m.samples['front'] for m in subject.poll(0)] == [(1002,), (1003,)]
 
 
+@pytest.mark.parametrize('fill', ['last', 'black'])
+def test_what_may_be_filled_is_not_superseded(fill):
+    """A dead optional camera costs at most the patience, and never a chunk, at any rate of the reference."""
+    subject = matcher(rule('wrist', fill=fill), reference=rule('front', depth=3))
+    offer(subject, 'wrist', 500)
+    outcomes = []
+    for stamp in range(1000, 1200, 10):
+        offer(subject, 'front', stamp)
+        outcomes += subject.poll(stamp * MS)
+    outcomes += subject.poll(FAR)
+    assert [outcome.samples['front'] for outcome in outcomes] == [
+        (stamp,) for stamp in range(1000, 1200, 10)
+    ]
+    assert all(outcome.filled == ('wrist',) for outcome in outcomes)
+
+
+def test_the_history_of_what_waits_is_kept():
+    subject = matcher(rule('wrist'), reference=rule('front', history=(-20, 0), depth=4))
+    for stamp in (1000, 1010, 1020, 1030):
+        offer(subject, 'front', stamp)
+        if stamp < 1020:
+            offer(subject, 'wrist', stamp)
+        subject.poll(stamp * MS)
+    offer(subject, 'front', 1040)
+    (ended,) = subject.poll(1040 * MS)
+    assert (ended.samples['front'], ended.samples['wrist']) == ((1000, 1020), (1010,))
+
+
+def test_samples_that_end_too_early_for_the_history_are_told_from_a_start():
+    subject = matcher(reference=rule('front', history=(-100, 0), depth=3))
+    causes = []
+    for stamp in range(1000, 1200, 30):
+        offer(subject, 'front', stamp)
+        causes += [(outcome.cause, outcome.detail) for outcome in subject.poll(stamp * MS)]
+    assert [cause for cause, _ in causes] == ['no_history'] * 2 + ['short_buffer'] * 5
+    assert 'policy.slots' in causes[-1][1]
+
+
+@pytest.mark.parametrize('wild', [9000, 1])
+def test_a_stream_whose_clock_jumped_recovers(wild):
+    """Ahead and back again, or back for good: one sample is refused, the stream goes on."""
+    subject = matcher(rule('wrist'))
+    offer(subject, 'wrist', 2100)
+    refusals = [subject.offer('wrist', stamp * MS, stamp) for stamp in (wild, 2110, 2120)]
+    assert [r and r.cause for r in refusals].count('out_of_order') == 1
+    offer(subject, 'front', 2120)
+    assert only(subject.poll(FAR)).samples['wrist'] == (2120,)
+
+
 def test_buffers_evict_the_oldest():
     subject = matcher(rule('wrist', depth=2, tolerance=5))
     offer(subject, 'wrist', 1000, 1100, 1200)
@@ -305,6 +371,13 @@ def test_reset_ends_what_waits_and_forgets_stamps():
     assert causes == ['stale_epoch', 'truncated_jpeg']
     offer(subject, 'front', 1)
     assert only(subject.poll(FAR)).cause == 'no_sample'
+
+
+def test_reset_ends_what_was_matched_and_not_fetched():
+    subject = matcher(reference=rule('front', depth=1))
+    offer(subject, 'front', 1000, 1001)
+    told = [(r.stamp_ns // MS, r.cause) for r in subject.reset('stale_epoch', '')]
+    assert told == [(1000, 'stale_epoch'), (1001, 'stale_epoch')]
 
 
 def test_the_reference_needs_a_rule():

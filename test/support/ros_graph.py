@@ -16,6 +16,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from support.ros_processes import PATIENCE_S
+from typing_extensions import Self
 
 _SPIN_S = 0.05
 
@@ -34,7 +35,7 @@ class RosGraph:
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
 
-    def __enter__(self) -> RosGraph:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import re
 import signal
@@ -12,10 +13,12 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
+from typing_extensions import Self
 
 PATIENCE_S = 30.0
 """How long a test waits for another process before it fails; no test waits that long when all is well."""
@@ -23,6 +26,8 @@ PATIENCE_S = 30.0
 _ROOT = Path(__file__).parents[2]
 # Domains whose ports lie below those that Linux gives away by itself.
 _NUM_DOMAINS = 100
+_domains = itertools.count(os.getpid())
+_END_S = 5.0
 
 
 class RosProcess:
@@ -92,12 +97,17 @@ class RosProcess:
         self.send(number)
         return self.wait()
 
+    def terminate_group(self) -> None:
+        """Ask the process and its children to end."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGTERM)
+
     def kill(self) -> None:
-        """Kill the whole group, whatever state it is in."""
-        try:
+        """Kill the whole group when it does not end by itself soon."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_S)
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
         self._reader.join()
 
@@ -135,16 +145,17 @@ class RosProcesses:
         self._env = {
             **os.environ,
             'ROS_DOMAIN_ID': str(self.domain_id),
-            'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
             'ROS_LOG_DIR': str(folder / 'ros_log'),
             'PYTHONPATH': f'{_ROOT}:{os.environ.get("PYTHONPATH", "")}',
             'PYTHONUNBUFFERED': '1',
         }
 
-    def __enter__(self) -> RosProcesses:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for process in self._started:
+            process.terminate_group()
         for process in self._started:
             process.kill()
         self._claim.close()
@@ -186,8 +197,8 @@ def _claim_domain() -> tuple[int, TextIO]:
     """Return a domain and the open file whose lock keeps other test runs on this machine out of it."""
     folder = Path(tempfile.gettempdir()) / f'vla_policy_ros_domains_{os.getuid()}'
     folder.mkdir(exist_ok=True)
-    for offset in range(_NUM_DOMAINS):
-        domain_id = (os.getpid() + offset) % _NUM_DOMAINS + 1
+    for _ in range(_NUM_DOMAINS):
+        domain_id = next(_domains) % _NUM_DOMAINS + 1
         file = (folder / str(domain_id)).open('w')
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,13 +14,15 @@ from typing_extensions import Self
 from vla_policy_ros.bundle.strict import StrictModel, find_faults, parse, read_yaml
 from vla_policy_ros.core.errors import ConfigurationError, VlaPolicyError
 from vla_policy_ros.core.specs import PolicySpec
-from vla_policy_ros.deployment.checks import JOINT_STATES, find_mismatches
+from vla_policy_ros.deployment.checks import JOINT_STATES, find_mismatches, find_untrackable
 
 SAMPLE_BUNDLE = 'sample'
 _SPARE_SLOTS = 4
 
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Topic = Annotated[str, Field(pattern=r'^[~/A-Za-z_][A-Za-z0-9_/]*$')]
+_TOPIC = r'(~/|/)?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*'
+Topic = Annotated[str, Field(pattern=rf'^{_TOPIC}$')]
+OptionalTopic = Annotated[str, Field(pattern=rf'^({_TOPIC})?$')]
 
 
 def to_ns(duration_ms: float) -> int:
@@ -100,7 +103,7 @@ class InstructionSource(StrictModel):
 
     text: str = ''
     """Instruction at the start."""
-    topic: str = 'instruction'
+    topic: OptionalTopic = 'instruction'
     """Topic of std_msgs/String that replaces the instruction; empty: none."""
 
 
@@ -111,7 +114,7 @@ class Matching(StrictModel):
     """Stream that triggers the policy: a camera's name, or `joint_states` for the first joint source; empty: the
     policy's first camera."""
     patience_ms: Milliseconds = 200.0
-    """How long after its stamp a reference sample waits for the other streams, in milliseconds; it waits only while a
+    """How long after its arrival a reference sample waits for the other streams, in milliseconds; it waits only while a
     stream has no sample at or past that stamp."""
     time_source: Literal['header', 'receive'] = 'header'
     """`header`: capture stamps of the messages; `receive`: the node's time of receipt, for drivers that do not stamp."""
@@ -124,7 +127,7 @@ class Output(StrictModel):
 
     chunk_topic: Topic = 'action_chunk'
     """Topic of vla_policy_ros/ActionChunk."""
-    trajectory_topic: str = ''
+    trajectory_topic: OptionalTopic = ''
     """Topic of trajectory_msgs/JointTrajectory for a joint trajectory controller; empty: none."""
     trajectory_lead_ms: Milliseconds = 50.0
     """Rows of a trajectory that are due sooner than this after publication are left out, in milliseconds."""
@@ -162,12 +165,18 @@ class Deployment(StrictModel):
         return self.joint_streams[0] if reference == JOINT_STATES else reference
 
 
+def topic_part(name: str) -> str:
+    """Return a camera's name as part of a topic: letters, digits and `_`, no part of it begins with a digit."""
+    parts = [re.sub('[^A-Za-z0-9_]', '_', part) for part in name.split('/')]
+    return '/'.join(part if re.match('[A-Za-z_]', part) else f'_{part}' for part in parts)
+
+
 def default_deployment(spec: PolicySpec, *, bundle: str) -> Deployment:
     """Return a deployment with the usual topics: `/camera/<name>/image_raw` and `/joint_states`."""
     document: dict[str, Any] = {
         'policy': {'bundle': bundle},
         'cameras': {
-            camera.name: {'topic': f'/camera/{_topic_part(camera.name)}/image_raw'}
+            camera.name: {'topic': f'/camera/{topic_part(camera.name)}/image_raw'}
             for camera in spec.observation.cameras
         },
         'joint_states': [{'topic': '/joint_states'}] if spec.observation.state else [],
@@ -202,12 +211,14 @@ def check_deployment(deployment: Deployment, spec: PolicySpec) -> list[VlaPolicy
         f'{stream} ({source.topic})': source.names
         for stream, source in zip(deployment.joint_streams, deployment.joint_states, strict=True)
     }
-    return find_mismatches(
+    mismatches = find_mismatches(
         spec.observation,
         cameras=tuple(deployment.cameras),
         joint_sources=sources,
         reference=deployment.matching.reference,
     )
+    has_trajectory = bool(deployment.output.trajectory_topic)
+    return mismatches + (find_untrackable(spec.action.columns) if has_trajectory else [])
 
 
 def _resolve(deployment: Deployment, folder: Path) -> Deployment:
@@ -216,9 +227,3 @@ def _resolve(deployment: Deployment, folder: Path) -> Deployment:
     bundle = str((folder / Path(deployment.policy.bundle).expanduser()).resolve())
     policy = deployment.policy.model_copy(update={'bundle': bundle})
     return deployment.model_copy(update={'policy': policy})
-
-
-def _topic_part(name: str) -> str:
-    """Return a camera's name as part of a topic, which has no dots, dashes or leading digits."""
-    part = ''.join(letter if letter.isalnum() or letter == '/' else '_' for letter in name)
-    return part if not part[:1].isdigit() else f'_{part}'

@@ -55,12 +55,15 @@ class _Input:
         self._type = f'{message_class.__module__.split(".")[0]}/msg/{message_class.__name__}'
         self._key: tuple[ReliabilityPolicy, DurabilityPolicy] | None = None
         self._subscription: Any = None
+        self._given = (
+            topic  # rclpy applies remapping rules itself, in every call that names a topic
+        )
         self.name = name
         self.topic = node.resolve_topic_name(topic)
 
     def follow(self) -> InputState:
         """Look at the publishers, subscribe anew when their QoS asks for it, and say what was found."""
-        match = match_publishers(self._node, self.topic, self._type, depth=self._depth)
+        match = match_publishers(self._node, self._given, self._type, depth=self._depth)
         if match.key != self._key and (match.num_publishers or self._subscription is None):
             self._subscribe(match)
         return InputState(self.name, self.topic, match.num_publishers, match.problems)
@@ -68,7 +71,7 @@ class _Input:
     def _subscribe(self, match: PublisherMatch) -> None:
         self.close()
         self._subscription = self._node.create_subscription(
-            self._class, self.topic, self._callback, match.profile, raw=self._raw
+            self._class, self._given, self._callback, match.profile, raw=self._raw
         )
         self._key = match.key
 

@@ -75,6 +75,7 @@ class PolicyOutputs:
                     lead_ns=int(self._deployment.output.trajectory_lead_ms * 1e6),
                 )
                 if trajectory is not None:
+                    trajectory.header.frame_id = self._deployment.output.frame_id
                     self._trajectories.publish(trajectory)
         ack = ObservationAck(
             accepted=outcome.chunk is not None,
@@ -90,7 +91,9 @@ class PolicyOutputs:
     def publish_status(self, snapshot: PipelineSnapshot, inputs: Sequence[InputState]) -> None:
         """Publish status and diagnostics."""
         problems = [problem for item in inputs for problem in item.problems]
-        problems += unmatched_subscribers(self._node, self._chunks.topic_name, RELIABLE)
+        problems += unmatched_subscribers(
+            self._node, self._deployment.output.chunk_topic, RELIABLE
+        )
         status = self._status_message(snapshot, inputs)
         self._status.publish(status)
         self._diagnostics.publish(self._diagnostics_message(status, problems))
@@ -162,7 +165,7 @@ class PolicyOutputs:
             values[f'{name} p99_ms'] = f'{status.stage_p99_ms[index]:.3f}'
         main = DiagnosticStatus(
             level=DiagnosticStatus.ERROR if problems else _LEVELS[status.state],
-            name=f'{self._node.get_name()}: policy',
+            name=f'{self._node.get_fully_qualified_name()[1:]}: policy',
             message='; '.join([status.state + (f': {status.detail}' if status.detail else '')])
             + ''.join(f'; {problem}' for problem in problems),
             hardware_id=status.policy_id,

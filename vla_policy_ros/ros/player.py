@@ -17,8 +17,8 @@ from vla_policy_ros.core.errors import ConfigurationError, VlaPolicyError
 from vla_policy_ros.core.specs import Array
 
 _NS_PER_S = 1_000_000_000
-# Time between the last step of an episode and the first of the next, so that no rule matches across them.
-_EPISODE_GAP_NS = _NS_PER_S
+EPISODE_GAP_NS = _NS_PER_S
+"""Time between the last step of an episode and the first of the next, so that no rule matches across them."""
 _PATIENT_S = 0.05
 
 
@@ -193,7 +193,7 @@ class EpisodePlayer:
             self._stage.send(Step(self._num_rounds, episode, step_index, stamp_ns, images))
             if self._settings.mode == 'lockstep':
                 self._wait_for(stamp_ns)
-        return base_ns + int(offsets_ns[last - 1]) + _EPISODE_GAP_NS
+        return base_ns + int(offsets_ns[last - 1]) + EPISODE_GAP_NS
 
     def _range(self, episode: Episode) -> tuple[int, int]:
         seconds = (episode.stamps_ns - episode.stamps_ns[0]) / _NS_PER_S

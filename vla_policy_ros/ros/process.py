@@ -20,6 +20,7 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 # Above any image: glibc then reuses heap memory instead of mapping and faulting fresh pages for every message.
 _LARGEST_MESSAGE_BYTES = 256 * 1024 * 1024
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Signals are seen when the executor comes back to Python.
 _SPIN_TIMEOUT_S = 0.1
 
@@ -108,7 +109,7 @@ def run_node(make_node: Callable[[], Any]) -> int:
         nonlocal stop_requested
         stop_requested = True
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, request_stop)
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     status = 0
@@ -135,4 +136,7 @@ def run_node(make_node: Callable[[], Any]) -> int:
             node.destroy_node()
         executor.shutdown()
         rclpy.try_shutdown()
+        # Ctrl-C under `ros2 launch` comes twice; while Python finalises, the second one would kill the process.
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
     return status

@@ -17,11 +17,12 @@ from std_msgs.msg import String
 from vla_policy_ros.bundle.strict import StrictModel
 from vla_policy_ros.core.dataset import DatasetInfo
 from vla_policy_ros.core.specs import Array
+from vla_policy_ros.deployment.config import topic_part
 from vla_policy_ros.evaluation.truth import truth_chunk
 from vla_policy_ros.msg import ActionChunk, PolicyStatus
 from vla_policy_ros.ros.convert import chunk_to_message, to_time
 from vla_policy_ros.ros.faults import Faults, kinds
-from vla_policy_ros.ros.player import Step
+from vla_policy_ros.ros.player import EPISODE_GAP_NS, Step
 from vla_policy_ros.ros.qos import LATCHED, RELIABLE
 from vla_policy_ros.ros.replay_messages import image_message, joint_message, shifted_stamp
 
@@ -56,7 +57,7 @@ class ReplayNodeParameters(StrictModel):
     reliability: Literal['reliable', 'best_effort'] = 'reliable'
     """QoS of cameras and joint states."""
     camera_topic: str = '/camera/{camera}/image_raw'
-    """Topic of each camera; {camera} is its name. Compressed images append /compressed."""
+    """Topic of each camera; {camera} is its name, with _ for what no topic may hold. Compressed images append /compressed."""
     joint_topic: str = '/joint_states'
     """Topic of the joint states."""
     instruction_topic: str = 'instruction'
@@ -131,7 +132,7 @@ class ReplayTopics:
         )
         is_raw = p.image_transport == 'raw'
         for camera in self._info.cameras:
-            topic = p.camera_topic.replace('{camera}', camera.name)
+            topic = p.camera_topic.replace('{camera}', topic_part(camera.name))
             self._cameras[camera.name] = create(
                 Image if is_raw else CompressedImage,
                 topic if is_raw else f'{topic}/compressed',
@@ -144,6 +145,15 @@ class ReplayTopics:
         if p.drives_clock:
             self._clock = create(ClockMessage, '/clock', RELIABLE)
         self._instructions = create(String, p.instruction_topic, LATCHED)
+
+    def begin(self) -> None:
+        """Begin a replay: its faults count from step 0, and no stamp of an earlier one comes again."""
+        if self._num_sent:
+            self._clock_ns += EPISODE_GAP_NS
+        self._num_sent = 0
+        self._instruction = None
+        self._ready_since_s = None
+        self.policy_status = None
 
     def close(self) -> None:
         """Remove every publisher."""
@@ -184,7 +194,11 @@ class ReplayTopics:
         return self.policy_status is not None and self.policy_status.instruction == instruction
 
     def send(self, step: Step) -> None:
-        """Publish one step: clock, true chunk, joint states, cameras."""
+        """Publish one step: clock, true chunk, cameras, joint states.
+
+        Cameras go first: the reference is one of them as a rule, and when time starts anew, the policy forgets what it
+        was given before the reference.
+        """
         index = self._num_sent
         self._num_sent += 1
         if self._clock is not None:
@@ -192,10 +206,10 @@ class ReplayTopics:
             self._clock.publish(ClockMessage(clock=to_time(step.stamp_ns)))
         if self._truth is not None and step.index % self._parameters.execution_horizon == 0:
             self._send_truth(step, index)
-        if self._joints is not None:
-            self._send_joints(step, index)
         for camera, image in step.images.items():
             self._send_image(step.stamp_ns, index, camera, image)
+        if self._joints is not None:
+            self._send_joints(step, index)
 
     def _send_truth(self, step: Step, index: int) -> None:
         chunk = dataclasses.replace(

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vla_policy_ros.core.latency import LatencySummary, LatencyWindow
 from vla_policy_ros.scheduling.gaps import GapCounter
+from vla_policy_ros.scheduling.matcher import Refusal
 
 _STALL_NS = 1_000_000_000
 _STALL_PERIODS = 3
+# Stamps that run this far ahead of the time that has passed were moved by a clock; nothing is missing between them.
+_CLOCK_STEP_NS = 60_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +29,7 @@ class StreamSnapshot:
         filled: Sets in which a fill stood in for a sample of this stream.
         newest_stamp_ns: Stamp of the newest sample in this epoch, -1 when there is none yet.
         newest_age_ns: Its age on the pipeline's clock, -1 when there is none yet.
-        rate_hz: Mean rate of the recent samples.
+        rate_hz: Mean rate of the recent samples; 0 while the stream is silent.
     """
 
     received: int
@@ -54,12 +57,18 @@ class StreamCounter:
         self.used = 0
         self.refused = 0
         self.filled = 0
+        self.fault = ''
+        """Why the last sample was refused; empty when it was not."""
 
     def arrive(self, stamp_ns: int, arrived_ns: int) -> None:
         """Count a message; `arrived_ns` is on the clock for durations."""
         self._received += 1
-        self._arrived_ns = arrived_ns
+        before_ns, self._arrived_ns = self._arrived_ns, arrived_ns
         if stamp_ns > 0:
+            if self.newest_ns is not None and before_ns is not None:
+                ahead_ns = (stamp_ns - self.newest_ns) - (arrived_ns - before_ns)
+                if ahead_ns > _CLOCK_STEP_NS:
+                    self._gaps.restart()
             self._gaps.add(stamp_ns)
             self.newest_ns = max(self.newest_ns or 0, stamp_ns)
 
@@ -69,11 +78,17 @@ class StreamCounter:
         self._arrived_ns = arrived_ns
         self._gaps.restart()
 
+    def refuse(self, cause: str, detail: str) -> None:
+        """Count a sample that was refused as bad input."""
+        self.refused += 1
+        self.fault = f'{cause}: {detail}'
+
     def restart(self) -> None:
         """Begin an epoch: stamps may start anew."""
         self._gaps.restart()
         self._arrived_ns = None
         self.newest_ns = None
+        self.fault = ''
 
     def is_silent(self, now_ns: int) -> bool:
         """Whether nothing came in this epoch, or nothing for a second and three periods."""
@@ -82,7 +97,7 @@ class StreamCounter:
         patience_ns = max(_STALL_NS, _STALL_PERIODS * (self._gaps.period_ns or 0))
         return now_ns - self._arrived_ns > patience_ns
 
-    def snapshot(self, now_ns: int) -> StreamSnapshot:
+    def snapshot(self, now_ns: int, *, is_silent: bool = False) -> StreamSnapshot:
         """Return the counts; `now_ns` is on the clock of the stamps."""
         newest_ns = self.newest_ns
         return StreamSnapshot(
@@ -93,7 +108,7 @@ class StreamCounter:
             filled=self.filled,
             newest_stamp_ns=-1 if newest_ns is None else newest_ns,
             newest_age_ns=-1 if newest_ns is None else now_ns - newest_ns,
-            rate_hz=self._gaps.rate_hz,
+            rate_hz=0.0 if is_silent else self._gaps.rate_hz,
         )
 
 
@@ -135,6 +150,24 @@ class PipelineCounters:
     def count_cause(self, stream: str, cause: str) -> None:
         """Count why something was refused."""
         self.causes[f'{stream}/{cause}'] += 1
+
+    def explain(self, refusal: Refusal) -> Refusal:
+        """Add to the lack of a sample why the last one of that stream was refused."""
+        fault = self.streams[refusal.stream].fault
+        if not fault:
+            return refusal
+        return replace(refusal, detail=f'{refusal.detail} Its last one was refused: {fault}')
+
+    def find_silent(self, now_ns: int) -> frozenset[str]:
+        """Return the streams that send nothing; `now_ns` is on the clock for durations."""
+        return frozenset(name for name, s in self.streams.items() if s.is_silent(now_ns))
+
+    def snapshots(self, now_ns: int, silent: frozenset[str]) -> dict[str, StreamSnapshot]:
+        """Return the counts per stream; `now_ns` is on the clock of the stamps."""
+        return {
+            name: stream.snapshot(now_ns, is_silent=name in silent)
+            for name, stream in self.streams.items()
+        }
 
     def latencies(self) -> dict[str, LatencySummary]:
         """Return the percentiles per stage."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from vla_policy_ros.core.errors import EngineError
 from vla_policy_ros.scheduling.matcher import SUPERSEDED
 
 STALE_EPOCH = 'stale_epoch'
@@ -148,3 +149,14 @@ class Lane:
             _logger.exception('%s failed', self._thread.name)
             self._failure = error.with_traceback(None)  # a traceback would hold images
             return None
+
+
+def busy_error(policy_id: str) -> EngineError:
+    """Return the error of a start while a thread is still at work that could not be waited for at the last stop."""
+    return EngineError(
+        f'policy {policy_id!r}',
+        got='a call from before the last stop that has not come back',
+        expected='an idle policy',
+        next_step='Wait and try again, or restart the process.',
+        code='still_busy',
+    )

@@ -72,6 +72,7 @@ def blend_joints(older: JointSample, newer: JointSample, ratio: float) -> JointS
 def stream_rules(deployment: Deployment, observation: ObservationSpec) -> list[StreamRule]:
     """Return one matching rule per stream: the cameras in the policy's order, then the joint sources."""
     policy = deployment.policy
+    jump_ns = to_ns(deployment.matching.time_jump_ms)
     rules = []
     for camera in observation.cameras:
         source = deployment.cameras[camera.name]
@@ -87,6 +88,7 @@ def stream_rules(deployment: Deployment, observation: ObservationSpec) -> list[S
                 history_ns=camera.history_ns,
                 fill=source.fill,
                 depth=depth,
+                jump_ns=jump_ns,
             )
         )
     for name, joints in zip(deployment.joint_streams, deployment.joint_states, strict=True):
@@ -98,6 +100,7 @@ def stream_rules(deployment: Deployment, observation: ObservationSpec) -> list[S
                 to_ns(joints.max_age_ms),
                 history_ns=observation.state_history_ns,
                 depth=_JOINT_DEPTH,
+                jump_ns=jump_ns,
             )
         )
     return rules

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vla_policy_ros.core.chunk import ActionChunk
@@ -64,3 +64,33 @@ class PipelineSnapshot:
     resets: Mapping[str, int]
     streams: Mapping[str, StreamSnapshot]
     latencies: Mapping[str, LatencySummary]
+
+
+def describe_state(
+    failures: Mapping[str, Exception],
+    silent: Sequence[str],
+    *,
+    has_time: bool,
+    has_instruction: bool,
+) -> tuple[str, str]:
+    """Return state and detail of a pipeline that is started.
+
+    Args:
+        failures: Thread to the unexpected error that ended its work.
+        silent: Streams that a chunk needs and that send nothing.
+        has_time: Whether the clock of the stamps has begun to run.
+        has_instruction: Whether there is an instruction, or none is needed.
+    """
+    if failures:
+        told = [f'{name}: {type(error).__name__}: {error}' for name, error in failures.items()]
+        return 'failed', '; '.join(told)
+    if not has_time:
+        return (
+            'waiting',
+            'The clock stands at 0: use_sim_time needs something that publishes /clock.',
+        )
+    if silent:
+        return 'waiting', f'No samples from {", ".join(silent)}.'
+    if not has_instruction:
+        return 'waiting', 'No instruction yet.'
+    return 'running', ''

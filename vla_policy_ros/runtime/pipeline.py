@@ -18,7 +18,7 @@ from vla_policy_ros.core.observation import Instruction, Observation
 from vla_policy_ros.core.policy import Policy
 from vla_policy_ros.deployment.config import Deployment, check_deployment, to_ns
 from vla_policy_ros.runtime.counters import PipelineCounters
-from vla_policy_ros.runtime.lane import DETAILS, STALE_EPOCH, STOPPED
+from vla_policy_ros.runtime.lane import DETAILS, STALE_EPOCH, STOPPED, busy_error
 from vla_policy_ros.runtime.observations import (
     Arrived,
     JointInput,
@@ -27,7 +27,7 @@ from vla_policy_ros.runtime.observations import (
     blend,
     stream_rules,
 )
-from vla_policy_ros.runtime.outcome import Outcome, PipelineSnapshot
+from vla_policy_ros.runtime.outcome import Outcome, PipelineSnapshot, describe_state
 from vla_policy_ros.runtime.prefetch import FramePreparer
 from vla_policy_ros.runtime.worker import InferenceWorker
 from vla_policy_ros.scheduling.matcher import MatchedSet, Refusal, StampMatcher, is_time_jump
@@ -86,6 +86,11 @@ class PolicyPipeline:
         self._lock = threading.RLock()
         self._reference = deployment.reference_stream(policy.spec)
         self._rules = stream_rules(deployment, spec)
+        self._required = [
+            rule.name
+            for rule in self._rules
+            if rule.fill == 'refuse' or rule.name == self._reference
+        ]
         self._joints = [
             JointInput(spec.state, source.names, source.rename)
             for source in deployment.joint_states
@@ -101,13 +106,19 @@ class PolicyPipeline:
         self._epoch = 0
         self._num_observations = 0  # of this epoch
         self._is_running = False
+        self._has_ended = True
         self._begin()
 
     def start(self) -> None:
-        """Start the threads and a fresh set of counters; the policy is reset before its first observation."""
+        """Start the threads and a fresh set of counters; the policy is reset before its first observation.
+
+        Raises:
+            EngineError: A thread that `stop` could not wait for is still at work with the policy (`still_busy`).
+        """
         with self._lock:
             if self._is_running:
                 return
+            self._check_ended()
             self._begin()
             self._worker.start()
             self._worker.reset(self._epoch)
@@ -129,7 +140,8 @@ class PolicyPipeline:
         has_inferred = self._worker.stop(timeout_s)
         with self._lock:
             self._epoch += 1
-        return has_prepared and has_inferred
+            self._has_ended = has_prepared and has_inferred
+        return self._has_ended
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until all that is matched is inferred; return whether that came true."""
@@ -204,7 +216,8 @@ class PolicyPipeline:
         """Return state and counts."""
         with self._lock:
             counters, now_ns = self._counters, self._clock.now_ns()
-            state, detail = self._state()
+            silent = counters.find_silent(self._duration_clock.now_ns())
+            state, detail = self._state(silent)
             return PipelineSnapshot(
                 state=state,
                 detail=detail,
@@ -215,9 +228,14 @@ class PolicyPipeline:
                 refused=counters.refused,
                 causes=dict(counters.causes),
                 resets=dict(counters.resets),
-                streams={n: stream.snapshot(now_ns) for n, stream in counters.streams.items()},
+                streams=counters.snapshots(now_ns, silent),
                 latencies=counters.latencies(),
             )
+
+    def _check_ended(self) -> None:
+        self._has_ended = self._has_ended or (self._preparer.stop(0.0) and self._worker.stop(0.0))
+        if not self._has_ended:
+            raise busy_error(self._policy.spec.policy_id)
 
     def _begin(self) -> None:
         policy, settings = self._policy, self._deployment.policy
@@ -227,7 +245,8 @@ class PolicyPipeline:
             {rule.name: periods_ns.get(rule.name) for rule in self._rules}
         )
         self._num_observations = 0
-        self._received_ns: dict[int, int] = {}  # of the observations at the worker, by stamp
+        # When the last sample of a set was received, for the sets at the worker, by stamp.
+        self._complete_ns: dict[int, int] = {}
         self._worker = InferenceWorker(
             policy,
             queue=settings.max_waiting,
@@ -246,8 +265,11 @@ class PolicyPipeline:
     def _receive(self, stream: str, stamp_ns: int) -> _Ticket:
         counter = self._counters.streams[stream]
         threshold_ns = to_ns(self._deployment.matching.time_jump_ms)
-        if stream == self._reference and is_time_jump(counter.newest_ns, stamp_ns, threshold_ns):
-            self.reset('time_jump')
+        if is_time_jump(counter.newest_ns, stamp_ns, threshold_ns):
+            if stream == self._reference:
+                self.reset('time_jump')
+            else:
+                counter.restart()
         now_ns = self._duration_clock.now_ns()
         counter.arrive(stamp_ns, now_ns)
         return _Ticket(stream, stamp_ns, now_ns, self._epoch)
@@ -259,16 +281,19 @@ class PolicyPipeline:
                 self._on_refused(ticket, ending, DETAILS[ending])
                 return
             arrived = Arrived(sample, ticket.received_ns, self._duration_clock.now_ns())
-            refusal = self._matcher.offer(ticket.stream, ticket.stamp_ns, arrived)
+            refusal = self._matcher.offer(
+                ticket.stream, ticket.stamp_ns, arrived, now_ns=self._clock.now_ns()
+            )
             if refusal is not None:
                 self._on_refused(ticket, refusal.cause, refusal.detail)
                 return
+            self._counters.streams[ticket.stream].fault = ''
             self._decide()
 
     def _on_refused(self, ticket: _Ticket, cause: str, detail: str) -> None:
         with self._lock:
             if cause not in _ENDINGS:
-                self._counters.streams[ticket.stream].refused += 1
+                self._counters.streams[ticket.stream].refuse(cause, detail)
             if ticket.stream != self._reference:
                 if cause not in _ENDINGS:
                     self._counters.count_cause(ticket.stream, cause)
@@ -291,7 +316,7 @@ class PolicyPipeline:
     def _decide(self) -> None:
         for result in self._matcher.poll(self._clock.now_ns()):
             if isinstance(result, Refusal):
-                self._answer(result, self._epoch)
+                self._answer(self._counters.explain(result), self._epoch)
             else:
                 self._infer(result)
 
@@ -311,7 +336,8 @@ class PolicyPipeline:
             'prepare': newest.ready_ns - newest.received_ns,
             'match': self._duration_clock.now_ns() - newest.ready_ns,
         }
-        self._received_ns[observation.stamp_ns] = newest.received_ns
+        found = [samples[-1] for samples in matched.samples.values() if samples[-1] is not None]
+        self._complete_ns[observation.stamp_ns] = max(sample.received_ns for sample in found)
         self._worker.offer(observation, stages_ns=stages_ns)
 
     def _answer(self, refusal: Refusal, epoch: int) -> None:
@@ -332,14 +358,14 @@ class PolicyPipeline:
 
     def _on_refused_observation(self, observation: Observation, cause: str, detail: str) -> None:
         with self._lock:
-            self._received_ns.pop(observation.stamp_ns, None)
+            self._complete_ns.pop(observation.stamp_ns, None)
         refusal = Refusal(observation.stamp_ns, _POLICY, cause, detail)
         self._deliver_refusal(refusal, observation.epoch)
 
     def _on_chunk(self, observation: Observation, chunk: ActionChunk) -> None:
         published_from_ns = self._duration_clock.now_ns()
         with self._lock:
-            received_ns = self._received_ns.pop(observation.stamp_ns, published_from_ns)
+            complete_ns = self._complete_ns.pop(observation.stamp_ns, published_from_ns)
             capture_to_chunk_ns = self._clock.now_ns() - observation.stamp_ns
             self._counters.count_chunk(
                 observation.stream_stamps_ns,
@@ -358,28 +384,20 @@ class PolicyPipeline:
             self._counters.count_latencies(
                 {
                     'publish': published_ns - published_from_ns,
-                    'receipt_to_published': published_ns - received_ns,
+                    'receipt_to_published': published_ns - complete_ns,
                 }
             )
 
-    def _state(self) -> tuple[str, str]:
+    def _state(self, silent: frozenset[str]) -> tuple[str, str]:
         if not self._is_running:
             return 'inactive', ''
         failures = dict(self._preparer.failures)
         if self._worker.failure is not None:
             failures[_POLICY] = self._worker.failure
-        if failures:
-            told = [f'{name}: {type(error).__name__}: {error}' for name, error in failures.items()]
-            return 'failed', '; '.join(told)
-        now_ns = self._duration_clock.now_ns()
-        silent = [
-            rule.name
-            for rule in self._rules
-            if (rule.fill == 'refuse' or rule.name == self._reference)
-            and self._counters.streams[rule.name].is_silent(now_ns)
-        ]
-        if silent:
-            return 'waiting', f'No samples from {", ".join(silent)}.'
-        if self._policy.spec.observation.needs_instruction and not self._instruction.text:
-            return 'waiting', 'No instruction yet.'
-        return 'running', ''
+        needs_instruction = self._policy.spec.observation.needs_instruction
+        return describe_state(
+            failures,
+            [name for name in self._required if name in silent],
+            has_time=self._clock.now_ns() > 0,
+            has_instruction=bool(self._instruction.text) or not needs_instruction,
+        )

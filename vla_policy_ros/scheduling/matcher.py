@@ -44,6 +44,7 @@ class Refusal:
 @dataclass(slots=True)
 class _Pending:
     stamp_ns: int
+    arrived_ns: int
     refusal: Refusal | None = None
 
 
@@ -52,12 +53,13 @@ class StampMatcher:
 
     Every reference sample has exactly one outcome: the refusal that `offer` returns, or one result of `poll` or
     `reset`. It waits until every other stream has a sample at or past its stamp, so that the outcome does not depend
-    on the order in which streams arrive, but at most for the patience. Pure: no clock, no threads.
+    on the order in which streams arrive, but at most for the patience, and until newer ones need its place.
+    Pure: no clock, no threads.
 
     Args:
         reference: Name of the reference stream.
         streams: One rule per stream, with one for the reference (its history, its depth).
-        patience_ns: Time after its stamp at which a reference sample is decided with what is there.
+        patience_ns: Time after its arrival at which a reference sample is decided with what is there.
         interpolate: Blends the payloads of two samples; ratio 0 is the older one.
 
     Raises:
@@ -85,17 +87,31 @@ class StampMatcher:
         self._patience_ns = patience_ns
         self._interpolate = interpolate
         self._pending: deque[_Pending] = deque()
-        self._evicted: list[Refusal] = []
+        self._ended: list[MatchedSet | Refusal] = []
 
-    def offer(self, stream: str, stamp_ns: int, payload: Any) -> Refusal | None:
-        """Take one sample; return why it is refused, None when it is not."""
+    def offer(
+        self, stream: str, stamp_ns: int, payload: Any, *, now_ns: int | None = None
+    ) -> Refusal | None:
+        """Take one sample; return why it is refused, None when it is not.
+
+        Args:
+            stream: Name of its stream.
+            stamp_ns: Its stamp.
+            payload: What is handed back.
+            now_ns: Time of its arrival, on the clock of `poll`; None when that is its stamp.
+        """
         buffer = self._buffers[stream]
         miss = buffer.advance(stamp_ns)
         if miss is not None:
             return Refusal(stamp_ns, stream, miss.cause, miss.detail)
+        is_reference = stream == self._reference
+        while is_reference and self._pending:
+            if not buffer.would_lose(self._pending[0].stamp_ns + buffer.rule.history_ns[0]):
+                break
+            self._end_oldest()
         buffer.append(stamp_ns, payload)
-        if stream == self._reference:
-            self._wait(_Pending(stamp_ns))
+        if is_reference:
+            self._wait(_Pending(stamp_ns, stamp_ns if now_ns is None else now_ns))
         return None
 
     def refuse(self, stamp_ns: int, cause: str, detail: str) -> None:
@@ -103,15 +119,15 @@ class StampMatcher:
 
         Its stamp is not held against later samples: that of a broken message may be wrong.
         """
-        self._wait(_Pending(stamp_ns, Refusal(stamp_ns, self._reference, cause, detail)))
+        refusal = Refusal(stamp_ns, self._reference, cause, detail)
+        self._wait(_Pending(stamp_ns, stamp_ns, refusal))
 
     def poll(self, now_ns: int) -> list[MatchedSet | Refusal]:
         """Return the outcomes that are decided by now, in the order in which their samples were offered."""
-        outcomes: list[MatchedSet | Refusal] = [*self._evicted]
-        self._evicted.clear()
+        outcomes, self._ended = self._ended, []
         while self._pending:
             pending = self._pending[0]
-            is_due = now_ns - pending.stamp_ns >= self._patience_ns
+            is_due = now_ns - pending.arrived_ns >= self._patience_ns
             if not (pending.refusal or is_due or self._undecided(pending.stamp_ns) is None):
                 break
             self._pending.popleft()
@@ -120,11 +136,14 @@ class StampMatcher:
 
     def reset(self, cause: str, detail: str) -> list[Refusal]:
         """Forget all samples and stamps; return one refusal for every reference sample that was waiting."""
-        refusals = self._evicted + [
-            pending.refusal or Refusal(pending.stamp_ns, self._reference, cause, detail)
-            for pending in self._pending
+        undecided = [pending.refusal or pending for pending in self._pending]
+        refusals = [
+            waiting
+            if isinstance(waiting, Refusal)
+            else Refusal(waiting.stamp_ns, self._reference, cause, detail)
+            for waiting in (*self._ended, *undecided)
         ]
-        self._evicted = []
+        self._ended = []
         self._pending.clear()
         for buffer in self._buffers.values():
             buffer.clear()
@@ -132,14 +151,24 @@ class StampMatcher:
 
     def _wait(self, pending: _Pending) -> None:
         self._pending.append(pending)
-        if len(self._pending) <= self._buffers[self._reference].rule.depth:
-            return
+        if len(self._pending) > self._buffers[self._reference].rule.depth:
+            self._end_oldest()
+
+    def _end_oldest(self) -> None:
+        """Decide the oldest reference sample with what is there, because newer ones need its place."""
         oldest = self._pending.popleft()
-        stream = self._undecided(oldest.stamp_ns) or self._reference
+        outcome = oldest.refusal or self._match(oldest.stamp_ns)
+        if isinstance(outcome, Refusal) and outcome is not oldest.refusal:
+            outcome = self._superseded(outcome)
+        self._ended.append(outcome)
+
+    def _superseded(self, refusal: Refusal) -> Refusal:
+        """Return the refusal of a sample that might have been matched later, or the given one."""
+        stream = refusal.stream
+        if self._buffers[stream].is_decided(refusal.stamp_ns):
+            return refusal
         detail = f'It waited for {stream} until too many newer samples had come.'
-        self._evicted.append(
-            oldest.refusal or Refusal(oldest.stamp_ns, stream, SUPERSEDED, detail)
-        )
+        return Refusal(refusal.stamp_ns, stream, SUPERSEDED, detail)
 
     def _undecided(self, stamp_ns: int) -> str | None:
         waiting = (n for n, buffer in self._buffers.items() if not buffer.is_decided(stamp_ns))

@@ -26,6 +26,8 @@ class StreamRule:
         fill: What stands in for a sample that is not there: `refuse` (nothing: the set is refused), `last` (the last
             sample before it, else the first one after it) or `black` (None).
         depth: Samples kept; the oldest one is evicted.
+        jump_ns: A stamp that lies further before the newest one begins the stream anew: its clock was set back, or was
+            ahead for a moment. That sample is refused, the next one counts.
     """
 
     name: str
@@ -35,6 +37,7 @@ class StreamRule:
     history_ns: tuple[int, ...] = (0,)
     fill: Literal['refuse', 'last', 'black'] = 'refuse'
     depth: int = 64
+    jump_ns: int = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,10 @@ class SampleBuffer:
         if newest_ns is not None and stamp_ns == newest_ns:
             return Miss('duplicate_stamp', f'The last sample also has the stamp {stamp_ns} ns.')
         if newest_ns is not None and stamp_ns < newest_ns:
-            late = _milliseconds(newest_ns - stamp_ns)
+            late_ns = newest_ns - stamp_ns
+            if late_ns > self.rule.jump_ns:
+                self.clear()
+            late = _milliseconds(late_ns)
             return Miss('out_of_order', f'The sample is {late} older than the one before it.')
         self._newest_ns = stamp_ns
         return None
@@ -93,6 +99,11 @@ class SampleBuffer:
     def is_decided(self, wanted_ns: int) -> bool:
         """Whether no later sample can change what is picked for the wanted stamp."""
         return self._newest_ns is not None and self._newest_ns >= wanted_ns
+
+    def would_lose(self, wanted_ns: int) -> bool:
+        """Whether one sample more would evict what may be picked for the wanted stamp."""
+        is_full = len(self) == self.rule.depth
+        return is_full and bisect_right(self._stamps_ns, wanted_ns) <= 1
 
     def release(self, wanted_ns: int) -> None:
         """Drop what cannot be picked any more when all wanted stamps to come are later than this one."""
@@ -134,6 +145,8 @@ class SampleBuffer:
     def _miss(self, wanted_ns: int, neighbours: Sequence[int], *, is_past: bool) -> Miss:
         oldest_ns = self._stamps_ns[0] if self._stamps_ns else None
         if is_past and (oldest_ns is None or oldest_ns > wanted_ns):
+            if len(self) == self.rule.depth:
+                return self._short_buffer(wanted_ns)
             return Miss('no_history', f'No sample is as old as the wanted stamp {wanted_ns} ns.')
         if not neighbours:
             return Miss('no_sample', f'No sample has come for the wanted stamp {wanted_ns} ns.')
@@ -146,6 +159,14 @@ class SampleBuffer:
             return Miss('too_old', f'{found}; the maximum age is {limit}.')
         limit = _milliseconds(self.rule.tolerance_ns)
         return Miss('out_of_tolerance', f'{found}; the tolerance is {limit}.')
+
+    def _short_buffer(self, wanted_ns: int) -> Miss:
+        short = _milliseconds(self._stamps_ns[0] - wanted_ns)
+        return Miss(
+            'short_buffer',
+            f'The {len(self)} samples kept end {short} after the wanted stamp; '
+            'policy.slots says how many images there are.',
+        )
 
     def _fill(self, wanted_ns: int) -> Pick | None:
         if self.rule.fill == 'black':

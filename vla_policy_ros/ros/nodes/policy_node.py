@@ -16,6 +16,7 @@ from vla_policy_ros.core.policy import Policy
 from vla_policy_ros.deployment.config import (
     SAMPLE_BUNDLE,
     Deployment,
+    OptionalTopic,
     default_deployment,
     load_deployment,
 )
@@ -47,9 +48,9 @@ class PolicyNodeParameters(StrictModel):
     """Where images are preprocessed: cpu."""
     image_transport: Literal['', 'raw', 'compressed'] = ''
     """Transport of every camera; `compressed` appends /compressed to raw topics."""
-    chunk_topic: str = ''
+    chunk_topic: OptionalTopic = ''
     """Topic of the action chunks."""
-    trajectory_topic: str = ''
+    trajectory_topic: OptionalTopic = ''
     """Topic of multi-point joint trajectories."""
     instruction: str = dynamic('')
     """What the robot is told to do; a message on the instruction topic replaces it."""
@@ -140,7 +141,10 @@ class PolicyNode(ManagedNode):
             self._inputs = None
             self._found = []
         if self._pipeline is not None:
-            self._pipeline.stop()
+            if not self._pipeline.stop():
+                self.get_logger().error(
+                    'the policy is still busy; it cannot be activated again before it has ended'
+                )
             self._report()
 
     def release(self) -> None:

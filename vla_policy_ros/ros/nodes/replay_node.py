@@ -55,6 +55,7 @@ class ReplayNode(ManagedNode):
         assert self._dataset is not None
         assert self._topics is not None
         p = self._settings
+        self._topics.begin()
         self._player = EpisodePlayer(
             self._dataset,
             self._topics,
@@ -83,6 +84,8 @@ class ReplayNode(ManagedNode):
         if self._player is not None:
             self._player.stop()
             self._player = None
+            # The process may end next, and whoever waits for the last status would wait for ever.
+            self._status.wait_for_all_acked(Duration(seconds=1))
         if self._timer is not None:
             self.destroy_timer(self._timer)
             self._timer = None
@@ -118,7 +121,6 @@ class ReplayNode(ManagedNode):
         if state.state == 'failed':
             self.get_logger().error(state.detail)
         if self._settings.exit_at_end:
-            self._status.wait_for_all_acked(Duration(seconds=1))
             self.exit_status = 1 if state.state == 'failed' else 0
 
     def _report(self) -> None:
