@@ -11,9 +11,7 @@ Usage: benchmarks/node_overhead.py [--cameras 3] [--height 480] [--width 640] [-
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,6 +19,8 @@ import time
 from array import array
 from pathlib import Path
 from typing import Any
+
+from results import write_result
 
 from vla_policy_ros.tools.ros_environment import find_free_domain, make_environment
 
@@ -58,15 +58,7 @@ def main() -> None:
         print(f'| {engine} | chunks {result["chunks"]} of {sent} | | | |')
         print(f'| {engine} | CPU of the node per set | {result["cpu_ms_per_set"]:.2f} | | |')
     if arguments.json:
-        facts = {
-            'command': ' '.join(sys.argv),
-            'machine': platform.platform(),
-            'cpus': os.cpu_count(),
-            'python': platform.python_version(),
-        }
-        arguments.json.write_text(
-            json.dumps({**facts, 'sent': sent, 'results': results}, indent=1) + '\n'
-        )
+        write_result(arguments.json, {'sent': sent, 'results': results})
 
 
 def make_bundle(arguments: argparse.Namespace, folder: Path) -> Path:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,6 +19,8 @@ import time
 from array import array
 from pathlib import Path
 from typing import Any
+
+from results import write_result
 
 from vla_policy_ros.tools.ros_environment import find_free_domain, make_environment
 
@@ -82,22 +82,13 @@ def report(arguments: argparse.Namespace) -> None:
     print('| --- | --- | --- | --- | --- |')
     for name, row in rows.items():
         cpu = row['cpu_ms_per_message']
-        print(
-            f'| {name} | {row["received"]:.0f} of {sent} | {row["p50_ms"]:.2f} / {row["p99_ms"]:.2f} | {cpu:.2f} '
-            f'| {first / cpu:.1f}x |'
-            if row['received'] > WARMUP_MESSAGES
-            else f'| {name} | {row["received"]:.0f} of {sent} | - | - | - |'
-        )
+        cells = [f'{row["received"]:.0f} of {sent}', '-', '-', '-']
+        if row['received'] > WARMUP_MESSAGES:
+            cells[1:3] = f'{row["p50_ms"]:.2f} / {row["p99_ms"]:.2f}', f'{cpu:.2f}'
+            cells[3] = f'{first / cpu:.1f}x' if first else 'it delivered nothing'
+        print(f'| {name} | {" | ".join(cells)} |')
     if arguments.json:
-        facts = {
-            'command': ' '.join(sys.argv),
-            'machine': platform.platform(),
-            'cpus': os.cpu_count(),
-            'python': platform.python_version(),
-        }
-        arguments.json.write_text(
-            json.dumps({**facts, 'sent': sent, 'rows': rows, 'rounds': rounds}, indent=1) + '\n'
-        )
+        write_result(arguments.json, {'sent': sent, 'rows': rows, 'rounds': rounds})
 
 
 def run_pair(arguments: argparse.Namespace, settings: tuple[str, ...]) -> dict[str, float]:
@@ -218,7 +209,7 @@ def receive(arguments: argparse.Namespace) -> dict[str, float]:
             'received': len(latencies_ns),
             'p50_ms': 0.0,
             'p99_ms': 0.0,
-            'cpu_ms_per_message': float('inf'),
+            'cpu_ms_per_message': 0.0,
         }
     return {
         'received': len(latencies_ns),

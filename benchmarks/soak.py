@@ -13,15 +13,15 @@ Usage: benchmarks/soak.py [--minutes 10] [--dataset sample] [--bundle FOLDER] [-
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from results import write_result
 
 from vla_policy_ros.tools.ros_environment import find_free_domain, make_environment
 
@@ -46,13 +46,7 @@ def main() -> None:
         result = soak(arguments, bundle, Path(folder))
     print_result(result)
     if arguments.json:
-        facts = {
-            'command': ' '.join(sys.argv),
-            'machine': platform.platform(),
-            'cpus': os.cpu_count(),
-            'python': platform.python_version(),
-        }
-        arguments.json.write_text(json.dumps({**facts, **result}, indent=1) + '\n')
+        write_result(arguments.json, result)
     sys.exit(result['chunks'] != result['steps_sent'])
 
 
