@@ -252,6 +252,17 @@ def test_the_examples_are_sound(name, cameras, joints):
         assert set(source.rename.values()) <= set(source.names or joints)
 
 
+def test_a_joint_renamed_to_something_unknown_is_refused():
+    spec = make_spec([], ['gripper'])
+    document = {
+        'policy': {'bundle': 'sample'},
+        'joint_states': [{'topic': '/joint_states', 'rename': {'joint6': 'griper'}}],
+    }
+    faults = check_deployment(Deployment.model_validate(document), spec)
+    assert codes(faults) == ['unknown_joint']
+    assert "Did you mean 'gripper'?" in faults[0].next_step
+
+
 def test_milliseconds_are_rounded():
     assert (to_ns(0.1), to_ns(33.3), to_ns(1e-7)) == (100_000, 33_300_000, 0)
 

@@ -94,7 +94,7 @@ def test_a_message_that_does_not_fit_is_refused(field, value):
 
 def test_trajectory_holds_the_rows_that_lie_ahead():
     chunk = make_chunk(start_ns=1000 * MS)  # rows at 1000, 1050, ... 1200 ms
-    message = chunk_to_trajectory(chunk, now_ns=1020 * MS, lead_ns=30 * MS)
+    message = chunk_to_trajectory(chunk, now_ns=1020 * MS, lead_ns=30 * MS, names={})
     assert message.joint_names == ['elbow', 'gripper']
     assert to_ns(message.header.stamp) == 1020 * MS
     after_ms = [to_ns_of(point.time_from_start) / MS for point in message.points]
@@ -103,9 +103,15 @@ def test_trajectory_holds_the_rows_that_lie_ahead():
     np.testing.assert_array_equal(positions, chunk.actions[1:].astype(np.float64))
 
 
+def test_trajectory_speaks_the_robots_names():
+    chunk = make_chunk(start_ns=1000 * MS)
+    message = chunk_to_trajectory(chunk, now_ns=900 * MS, lead_ns=0, names={'elbow': 'joint3'})
+    assert message.joint_names == ['joint3', 'gripper']
+
+
 def test_trajectory_ends_at_rest_with_the_slope_before():
     chunk = make_chunk(start_ns=1000 * MS)
-    message = chunk_to_trajectory(chunk, now_ns=900 * MS, lead_ns=0)
+    message = chunk_to_trajectory(chunk, now_ns=900 * MS, lead_ns=0, names={})
     velocities = np.array([point.velocities for point in message.points])
     slope = 2 / 3 / 0.05
     np.testing.assert_allclose(velocities[:-1], slope, rtol=1e-5)
@@ -115,7 +121,7 @@ def test_trajectory_ends_at_rest_with_the_slope_before():
 @pytest.mark.parametrize(('now_ms', 'num_points'), [(1100, 3), (1150, 2), (1151, None)])
 def test_fewer_than_two_rows_make_no_trajectory(now_ms, num_points):
     chunk = make_chunk(start_ns=1000 * MS)
-    message = chunk_to_trajectory(chunk, now_ns=now_ms * MS, lead_ns=0)
+    message = chunk_to_trajectory(chunk, now_ns=now_ms * MS, lead_ns=0, names={})
     assert (len(message.points) if message else None) == num_points
 
 

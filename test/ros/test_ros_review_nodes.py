@@ -112,7 +112,7 @@ def test_a_camera_whose_driver_restarts_with_other_qos_comes_back(graph, process
         drivers.restart('wrist', profile)
         drivers.restart('front', profile)
         drivers.wait_for_chunks(5)
-    assert drivers.status[-1].state == 'running'
+    graph.spin_until(lambda: drivers.status[-1].state == 'running', 'the running state')
 
 
 def test_swapped_topics_are_swapped_once(graph, processes, recording):

@@ -128,6 +128,15 @@ class TestRefusals:
         assert bench.outcomes[0].detail
         assert bench.pipeline.snapshot().causes == {'wrist/no_sample': 1}
 
+    def test_patience_ends_while_the_clock_of_the_stamps_stands_still(self, make):
+        """In lock-step the clock waits for the answer: an answer that waits for the clock never comes."""
+        bench = make(TWO_CAMERAS)
+        bench.step(1000)
+        bench.duration_clock.advance(200 * MS)
+        bench.pipeline.poll()
+        bench.settle()
+        assert bench.told == [(1000, 'wrist/no_sample')]
+
     @pytest.mark.parametrize(
         ('stamp', 'positions', 'names', 'cause'),
         [
@@ -184,6 +193,7 @@ class TestRefusals:
         bench.joints(1000)
         bench.step(1066)
         assert bench.told == [(1000, '0.0'), (stamp, f'front/{cause}'), (1066, '0.1')]
+        assert 'last one' not in bench.outcomes[1].detail
         snapshot = bench.pipeline.snapshot()
         assert snapshot.causes == {f'front/{cause}': 1}
         assert snapshot.streams['front'].refused == 1

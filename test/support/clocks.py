@@ -15,3 +15,7 @@ class TickClock:
         """Return the time after one more step."""
         self._now_ns += self._step_ns
         return self._now_ns
+
+    def advance(self, duration_ns: int) -> None:
+        """Let time pass."""
+        self._now_ns += duration_ns

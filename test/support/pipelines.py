@@ -13,7 +13,8 @@ from support.policies import PATIENCE_S, FakePolicy, make_frame
 from vla_policy_ros.core.clock import ManualClock
 from vla_policy_ros.core.specs import PolicySpec
 from vla_policy_ros.deployment.config import Deployment, default_deployment
-from vla_policy_ros.runtime.pipeline import Outcome, PolicyPipeline
+from vla_policy_ros.runtime.outcome import Outcome
+from vla_policy_ros.runtime.pipeline import PolicyPipeline
 
 MS = 1_000_000
 
@@ -74,8 +75,9 @@ class Bench:
         self.joints(stamp_ms)
 
     def wait(self, duration_ms: float) -> None:
-        """Let time pass and poll."""
+        """Let time pass on both clocks and poll."""
         self.clock.advance(round(duration_ms * MS))
+        self.duration_clock.advance(round(duration_ms * MS))
         self.pipeline.poll()
         self.settle()
 

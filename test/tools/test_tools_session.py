@@ -140,8 +140,13 @@ def test_grandchildren_end_even_after_their_parent(tmp_path, fifo):
         (signal.SIGHUP, SystemExit),
     ],
 )
-def test_a_signal_ends_all_children_and_gives_the_handlers_back(tmp_path, fifo, number, outcome):
-    before = signal.getsignal(number)
+def test_a_signal_ends_all_children_and_gives_the_handlers_back(
+    tmp_path, fifo, number, outcome, request
+):
+    # A shell that starts tests in the background has SIGINT ignored.
+    before = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    inherited = signal.signal(number, before)
+    request.addfinalizer(lambda: signal.signal(number, inherited))
     readers = []
 
     def run():

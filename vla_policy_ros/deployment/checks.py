@@ -18,6 +18,7 @@ def find_mismatches(
     *,
     cameras: Sequence[str],
     joint_sources: Mapping[str, Sequence[str]],
+    renames: Mapping[str, Sequence[str]],
     reference: str,
 ) -> list[VlaPolicyError]:
     """Return every place where what a robot gives is not what a policy needs.
@@ -26,11 +27,13 @@ def find_mismatches(
         observation: What the policy needs.
         cameras: Cameras of the robot under the policy's names.
         joint_sources: Name of each joint source to the joints it gives; none means all.
+        renames: Place of each table of renamed joints to the policy's names in it.
         reference: Reference stream as written in the file; empty for the default.
     """
     return [
         *_check_cameras([camera.name for camera in observation.cameras], cameras),
         *_check_joints(observation.state_names, joint_sources),
+        *_check_renames(observation.state_names, renames),
         *_check_reference(reference, cameras, has_joints=bool(joint_sources)),
     ]
 
@@ -128,6 +131,21 @@ def _check_joints(
             next_step='Say with names which source gives which joints.',
             code='duplicate_joint',
         )
+
+
+def _check_renames(
+    wanted: Sequence[str], renames: Mapping[str, Sequence[str]]
+) -> Iterator[VlaPolicyError]:
+    for place, names in renames.items():
+        for name in names:
+            if name not in wanted:
+                yield _fault(
+                    place,
+                    got=f'{name!r}, which is no joint of the policy',
+                    expected=_one_of(wanted),
+                    next_step=_hint(name, wanted),
+                    code='unknown_joint',
+                )
 
 
 def _check_reference(

@@ -215,6 +215,12 @@ def check_deployment(deployment: Deployment, spec: PolicySpec) -> list[VlaPolicy
         spec.observation,
         cameras=tuple(deployment.cameras),
         joint_sources=sources,
+        renames={
+            f'{stream}.rename': tuple(source.rename.values())
+            for stream, source in zip(
+                deployment.joint_streams, deployment.joint_states, strict=True
+            )
+        },
         reference=deployment.matching.reference,
     )
     has_trajectory = bool(deployment.output.trajectory_topic)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def chunk_from_message(message: ActionChunkMessage) -> ActionChunk:
 
 
 def chunk_to_trajectory(
-    chunk: ActionChunk, *, now_ns: int, lead_ns: int
+    chunk: ActionChunk, *, now_ns: int, lead_ns: int, names: Mapping[str, str]
 ) -> JointTrajectory | None:
     """Return the part of a chunk that still lies ahead as a trajectory for a joint_trajectory_controller.
 
@@ -109,6 +110,7 @@ def chunk_to_trajectory(
         chunk: Absolute targets.
         now_ns: Time on the node's clock.
         lead_ns: Least time from now to the first point.
+        names: The policy's name to the robot's, for joints that are called differently.
 
     Returns:
         The trajectory, or None when fewer than two rows lie ahead: a single point never blends.
@@ -119,7 +121,7 @@ def chunk_to_trajectory(
         return None
     velocities = np.gradient(chunk.actions, chunk.step_ns / _NS_PER_S, axis=0)
     velocities[-1] = 0.0
-    message = JointTrajectory(joint_names=list(chunk.names))
+    message = JointTrajectory(joint_names=[names.get(name, name) for name in chunk.names])
     message.header.stamp = to_time(now_ns)
     for time_ns, position, velocity in zip(
         times[first:], chunk.actions[first:], velocities[first:], strict=True

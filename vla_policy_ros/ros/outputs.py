@@ -15,7 +15,7 @@ from vla_policy_ros.msg import ActionChunk, ObservationAck, PolicyStatus, Stream
 from vla_policy_ros.ros.convert import chunk_to_message, chunk_to_trajectory, to_time
 from vla_policy_ros.ros.inputs import InputState
 from vla_policy_ros.ros.qos import LATCHED, RELIABLE, unmatched_subscribers
-from vla_policy_ros.runtime.pipeline import Outcome, PipelineSnapshot
+from vla_policy_ros.runtime.outcome import Outcome, PipelineSnapshot
 
 _LEVELS = {
     'running': DiagnosticStatus.OK,
@@ -38,6 +38,11 @@ class PolicyOutputs:
         self._node = node
         self._deployment = deployment
         self._policy_id = policy_id
+        self._robot_names = {
+            ours: theirs
+            for source in deployment.joint_states
+            for theirs, ours in source.rename.items()
+        }
         output = deployment.output
         self._now_ns: Callable[[], int] = lambda: int(node.get_clock().now().nanoseconds)
 
@@ -73,6 +78,7 @@ class PolicyOutputs:
                     outcome.chunk,
                     now_ns=now_ns,
                     lead_ns=int(self._deployment.output.trajectory_lead_ms * 1e6),
+                    names=self._robot_names,
                 )
                 if trajectory is not None:
                     trajectory.header.frame_id = self._deployment.output.frame_id

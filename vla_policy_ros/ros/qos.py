@@ -15,7 +15,8 @@ from rclpy.qos import (
     qos_check_compatible,
 )
 
-RELIABLE = QoSProfile(depth=64, reliability=ReliabilityPolicy.RELIABLE)
+# For small messages that must not be lost: deep enough for a consumer that is held up for seconds.
+RELIABLE = QoSProfile(depth=1024, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(
     depth=1,
     history=HistoryPolicy.KEEP_LAST,

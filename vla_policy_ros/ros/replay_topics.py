@@ -29,6 +29,7 @@ from vla_policy_ros.ros.replay_messages import image_message, joint_message, shi
 # A published clock starts here: the same in every run, and not zero, which means "no time yet".
 _CLOCK_START_NS = 1_000_000_000
 # Endpoints are matched on one side a little before the other side knows.
+_SENSOR_DEPTH = 64
 _SETTLE_S = 0.5
 _FLUSH_TIMEOUT = Duration(seconds=1)
 
@@ -125,10 +126,11 @@ class ReplayTopics:
     def _create(self) -> None:
         p = self._parameters
         create = self._node.create_publisher
-        sensor = (
-            RELIABLE
+        sensor = QoSProfile(
+            depth=_SENSOR_DEPTH,
+            reliability=ReliabilityPolicy.RELIABLE
             if p.reliability == 'reliable'
-            else QoSProfile(depth=64, reliability=ReliabilityPolicy.BEST_EFFORT)
+            else ReliabilityPolicy.BEST_EFFORT,
         )
         is_raw = p.image_transport == 'raw'
         for camera in self._info.cameras:

@@ -32,8 +32,6 @@ from vla_policy_ros.runtime.prefetch import FramePreparer
 from vla_policy_ros.runtime.worker import InferenceWorker
 from vla_policy_ros.scheduling.matcher import MatchedSet, Refusal, StampMatcher, is_time_jump
 
-__all__ = ['Outcome', 'PipelineSnapshot', 'PolicyPipeline']
-
 _POLICY = 'policy'
 _ENDINGS = (STALE_EPOCH, STOPPED)
 _Payload = Frame | PreparedFrame | JointSample
@@ -136,11 +134,10 @@ class PolicyPipeline:
                 return True
             self._is_running = False
             self._abandon(STOPPED)
-        has_prepared = self._preparer.stop(timeout_s)
-        has_inferred = self._worker.stop(timeout_s)
+        have_ended = [self._preparer.stop(timeout_s), self._worker.stop(timeout_s)]
         with self._lock:
             self._epoch += 1
-            self._has_ended = has_prepared and has_inferred
+            self._has_ended = all(have_ended)
         return self._has_ended
 
     def drain(self, timeout_s: float) -> bool:
@@ -276,13 +273,12 @@ class PolicyPipeline:
 
     def _on_ready(self, ticket: _Ticket, sample: _Payload) -> None:
         with self._lock:
-            ending = self._ending(ticket)
-            if ending is not None:
+            if ending := self._ending(ticket):
                 self._on_refused(ticket, ending, DETAILS[ending])
                 return
             arrived = Arrived(sample, ticket.received_ns, self._duration_clock.now_ns())
             refusal = self._matcher.offer(
-                ticket.stream, ticket.stamp_ns, arrived, now_ns=self._clock.now_ns()
+                ticket.stream, ticket.stamp_ns, arrived, now_ns=self._duration_clock.now_ns()
             )
             if refusal is not None:
                 self._on_refused(ticket, refusal.cause, refusal.detail)
@@ -314,9 +310,11 @@ class PolicyPipeline:
             self._answer(refusal, self._epoch)
 
     def _decide(self) -> None:
-        for result in self._matcher.poll(self._clock.now_ns()):
+        # Patience is real time: the clock of the stamps may stand still (lock-step, a paused bag).
+        for result in self._matcher.poll(self._duration_clock.now_ns()):
             if isinstance(result, Refusal):
-                self._answer(self._counters.explain(result), self._epoch)
+                is_own = result.stream == self._reference
+                self._answer(result if is_own else self._counters.explain(result), self._epoch)
             else:
                 self._infer(result)
 

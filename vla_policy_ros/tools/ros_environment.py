@@ -38,7 +38,7 @@ def find_free_domain() -> int:
     Raises:
         ConfigurationError: All are taken.
     """
-    free = [domain for domain in _DOMAINS if _is_free(domain)]
+    free = [domain for domain in _DOMAINS if is_free_domain(domain)]
     if not free:
         raise ConfigurationError(
             'ROS_DOMAIN_ID',
@@ -65,7 +65,8 @@ def make_environment(domain: int) -> dict[str, str]:
     return environment
 
 
-def _is_free(domain: int) -> bool:
+def is_free_domain(domain: int) -> bool:
+    """Return whether no process of this machine takes part in a ROS domain."""
     with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
         try:
             probe.bind(('', _FIRST_PORT + _PORTS_PER_DOMAIN * domain))

@@ -27,7 +27,8 @@ from vla_policy_ros.ros.lifecycle import ManagedNode
 from vla_policy_ros.ros.outputs import PolicyOutputs
 from vla_policy_ros.ros.parameters import NodeParameters, dynamic
 from vla_policy_ros.ros.process import run_node
-from vla_policy_ros.runtime.pipeline import Outcome, PolicyPipeline
+from vla_policy_ros.runtime.outcome import Outcome
+from vla_policy_ros.runtime.pipeline import PolicyPipeline
 from vla_policy_ros.sample import sample_bundle_path
 
 _POLL_PERIOD_S = 0.01
