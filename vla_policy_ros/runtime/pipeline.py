@@ -103,8 +103,7 @@ class PolicyPipeline:
         self._builder = ObservationBuilder(policy, deployment, self._joints)
         self._epoch = 0
         self._num_observations = 0  # of this epoch
-        self._is_running = False
-        self._has_ended = True
+        self._is_running, self._has_ended = False, True
         self._begin()
 
     def start(self) -> None:
