@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vla_policy_ros.core.errors import ChunkRejectedError
-from vla_policy_ros.core.observation import Instruction
-from vla_policy_ros.core.specs import Array, Column
+from vla_policy_ros.core.observation import Instruction, Observation
+from vla_policy_ros.core.specs import Array, Column, PolicySpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,6 +50,34 @@ class ActionChunk:
     def __post_init__(self) -> None:
         self._check()
         self.actions.flags.writeable = False
+
+    @classmethod
+    def answer(
+        cls,
+        observation: Observation,
+        actions: Array,
+        *,
+        spec: PolicySpec,
+        stage_latencies_ns: Mapping[str, int] | None = None,
+    ) -> ActionChunk:
+        """Return the chunk with which the policy of `spec` answers an observation.
+
+        Raises:
+            ChunkRejectedError: As the constructor.
+        """
+        return cls(
+            actions=actions,
+            columns=spec.action.columns,
+            step_ns=spec.action.step_ns,
+            start_ns=observation.stamp_ns + spec.action.offset_ns,
+            observation_stamp_ns=observation.stamp_ns,
+            sequence=observation.sequence,
+            epoch=observation.epoch,
+            instruction=observation.instruction,
+            policy_id=spec.policy_id,
+            stream_ages_ns=observation.stream_ages_ns(),
+            stage_latencies_ns=stage_latencies_ns or {},
+        )
 
     @property
     def horizon(self) -> int:

@@ -33,7 +33,11 @@ def find_mismatches(
     return [
         *_check_cameras([camera.name for camera in observation.cameras], cameras),
         *_check_joints(observation.state_names, joint_sources),
-        *_check_renames(observation.state_names, renames),
+        *(
+            fault
+            for place, names in renames.items()
+            for fault in _check_known(observation.state_names, place, names)
+        ),
         *_check_reference(reference, cameras, has_joints=bool(joint_sources)),
     ]
 
@@ -96,15 +100,7 @@ def _check_joints(
     given: Counter[str] = Counter()
     for source, names in sources.items():
         given.update(names or wanted)
-        for name in names:
-            if name not in wanted:
-                yield _fault(
-                    source,
-                    got=f'joint {name!r}, which the policy does not have',
-                    expected=_one_of(wanted),
-                    next_step=_hint(name, wanted),
-                    code='unknown_joint',
-                )
+        yield from _check_known(wanted, source, names)
         if not wanted:
             yield _fault(
                 source,
@@ -133,19 +129,18 @@ def _check_joints(
         )
 
 
-def _check_renames(
-    wanted: Sequence[str], renames: Mapping[str, Sequence[str]]
+def _check_known(
+    wanted: Sequence[str], place: str, names: Sequence[str]
 ) -> Iterator[VlaPolicyError]:
-    for place, names in renames.items():
-        for name in names:
-            if name not in wanted:
-                yield _fault(
-                    place,
-                    got=f'{name!r}, which is no joint of the policy',
-                    expected=_one_of(wanted),
-                    next_step=_hint(name, wanted),
-                    code='unknown_joint',
-                )
+    for name in names:
+        if name not in wanted:
+            yield _fault(
+                place,
+                got=f'joint {name!r}, which the policy does not have',
+                expected=_one_of(wanted),
+                next_step=_hint(name, wanted),
+                code='unknown_joint',
+            )
 
 
 def _check_reference(

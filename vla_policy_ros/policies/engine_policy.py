@@ -115,18 +115,8 @@ class EnginePolicy:
         state_row = observation.state[-1] if self.spec.observation.state else _NO_STATE
         self._denormalizer.write(self._raw_action[0], state_row, actions)
         latencies_ns['postprocess'] = self._clock.now_ns() - started_ns
-        return ActionChunk(
-            actions=actions,
-            columns=action.columns,
-            step_ns=action.step_ns,
-            start_ns=observation.stamp_ns + action.offset_ns,
-            observation_stamp_ns=observation.stamp_ns,
-            sequence=observation.sequence,
-            epoch=observation.epoch,
-            instruction=observation.instruction,
-            policy_id=self.spec.policy_id,
-            stream_ages_ns=observation.stream_ages_ns(),
-            stage_latencies_ns=latencies_ns,
+        return ActionChunk.answer(
+            observation, actions, spec=self.spec, stage_latencies_ns=latencies_ns
         )
 
     def pool_inputs(self, observation: Observation) -> tuple[dict[str, Array], Array | None]:

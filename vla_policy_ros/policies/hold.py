@@ -62,18 +62,7 @@ class HoldPolicy:
                     code='wrong_shape',
                 )
             actions[:, self._targets] = observation.state[-1, self._sources]
-        return ActionChunk(
-            actions=actions,
-            columns=action.columns,
-            step_ns=action.step_ns,
-            start_ns=observation.stamp_ns + action.offset_ns,
-            observation_stamp_ns=observation.stamp_ns,
-            sequence=observation.sequence,
-            epoch=observation.epoch,
-            instruction=observation.instruction,
-            policy_id=self._spec.policy_id,
-            stream_ages_ns=observation.stream_ages_ns(),
-        )
+        return ActionChunk.answer(observation, actions, spec=self._spec)
 
     def reset(self) -> None:
         """Do nothing: nothing is remembered."""
