@@ -143,14 +143,16 @@ def test_the_instruction_can_be_set_and_the_bundle_cannot(active, recording):
 
 
 def test_topics_tell_what_the_node_does(active):
-    text = ros2(active, 'topic', 'list', '-t', says='/action_chunk ')
-    assert {
+    topics = {
         '/action_chunk [vla_policy_ros/msg/ActionChunk]',
         '/camera/front/image_raw [sensor_msgs/msg/Image]',
         '/camera/wrist/image_raw [sensor_msgs/msg/Image]',
         '/joint_states [sensor_msgs/msg/JointState]',
         '/policy_status [vla_policy_ros/msg/PolicyStatus]',
-    } <= set(text.splitlines())
+    }
+    # Discovery tells publishers and subscriptions one by one, so ask until all of them are there.
+    every = ''.join(f'(?=.*^{re.escape(topic)}$)' for topic in sorted(topics))
+    ros2(active, 'topic', 'list', '-t', says=f'(?ms)\\A{every}')
     info = ros2(active, 'topic', 'info', '/action_chunk', '-v', says='Publisher count: 1')
     assert 'Node name: policy_node' in info
     assert 'Reliability: RELIABLE' in info
