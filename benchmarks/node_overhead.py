@@ -22,7 +22,7 @@ from typing import Any
 
 from results import write_result
 
-from vla_policy_ros.tools.ros_environment import find_free_domain, make_environment
+from vla_policy_ros.tools.ros_environment import claim_free_domain, make_environment
 
 ENGINES = ('none', 'onnxruntime')
 NUM_JOINTS = 14
@@ -39,7 +39,8 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=10.0)
     parser.add_argument('--json', type=Path)
     arguments = parser.parse_args()
-    os.environ.update(make_environment(find_free_domain()))
+    claim = claim_free_domain()
+    os.environ.update(make_environment(claim.domain))
     with tempfile.TemporaryDirectory() as folder:
         bundle = make_bundle(arguments, Path(folder) / 'bundle')
         results = {engine: measure(arguments, bundle, engine) for engine in ENGINES}

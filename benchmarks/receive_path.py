@@ -22,7 +22,7 @@ from typing import Any
 
 from results import write_result
 
-from vla_policy_ros.tools.ros_environment import find_free_domain, make_environment
+from vla_policy_ros.tools.ros_environment import claim_free_domain, make_environment
 
 CONTENDERS = {
     'rclpy as it comes': (),
@@ -93,7 +93,8 @@ def report(arguments: argparse.Namespace) -> None:
 
 def run_pair(arguments: argparse.Namespace, settings: tuple[str, ...]) -> dict[str, float]:
     """Run one publisher and one receiver process, in a domain of their own."""
-    environment = make_environment(find_free_domain())
+    claim = claim_free_domain()
+    environment = make_environment(claim.domain)
     common = [
         f'--{key.replace("_", "-")}={getattr(arguments, key)}'
         for key in ('cameras', 'height', 'width', 'rate_hz', 'seconds')

@@ -23,7 +23,7 @@ from typing import Any
 
 from results import write_result
 
-from vla_policy_ros.tools.ros_environment import find_free_domain, make_environment
+from vla_policy_ros.tools.ros_environment import claim_free_domain, make_environment
 
 NODES = ('policy_node', 'replay_node')
 WARMUP_S = 60.0
@@ -40,7 +40,8 @@ def main() -> None:
     parser.add_argument('--interval-s', type=float, default=10.0)
     parser.add_argument('--json', type=Path)
     arguments = parser.parse_args()
-    os.environ.update(make_environment(find_free_domain()))
+    claim = claim_free_domain()
+    os.environ.update(make_environment(claim.domain))
     with tempfile.TemporaryDirectory() as folder:
         bundle = arguments.bundle or make_bundle(arguments.dataset, Path(folder) / 'bundle')
         result = soak(arguments, bundle, Path(folder))

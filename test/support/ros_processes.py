@@ -3,32 +3,26 @@
 
 from __future__ import annotations
 
-import fcntl
-import itertools
 import os
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 from typing_extensions import Self
 
-from vla_policy_ros.tools.ros_environment import is_free_domain
+from vla_policy_ros.tools.ros_environment import claim_free_domain
 
 PATIENCE_S = 30.0
 """How long a test waits for another process before it fails; no test waits that long when all is well."""
 
 _ROOT = Path(__file__).parents[2]
-# Domains whose ports lie below those that Linux gives away by itself.
-_NUM_DOMAINS = 100
-_domains = itertools.count(os.getpid())
 _END_S = 5.0
 
 
@@ -141,7 +135,8 @@ class RosProcesses:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.domain_id, self._claim = _claim_domain()
+        self._claim = claim_free_domain()
+        self.domain_id = self._claim.domain
         self._folder = folder
         self._started: list[RosProcess] = []
         self._env = {
@@ -193,21 +188,3 @@ def ros_arguments(path: Path, node: str, parameters: Mapping[str, Any]) -> list[
     }
     path.write_text(yaml.safe_dump({node: {'ros__parameters': plain}}))
     return ['--ros-args', '--params-file', str(path)]
-
-
-def _claim_domain() -> tuple[int, TextIO]:
-    """Return a domain that nobody uses, and the open file whose lock keeps other test runs out of it."""
-    folder = Path(tempfile.gettempdir()) / f'vla_policy_ros_domains_{os.getuid()}'
-    folder.mkdir(exist_ok=True)
-    for _ in range(_NUM_DOMAINS):
-        domain_id = next(_domains) % _NUM_DOMAINS + 1
-        file = (folder / str(domain_id)).open('w')
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-        else:
-            if is_free_domain(domain_id):
-                return domain_id, file
-            file.close()
-    raise AssertionError(f'all {_NUM_DOMAINS} ROS domains are in use')

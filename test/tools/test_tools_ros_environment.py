@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 import socket
+import subprocess
+import sys
+import tempfile
 
 import pytest
 
 from vla_policy_ros.core.errors import ConfigurationError, MissingDependencyError
 from vla_policy_ros.tools import ros_environment
-from vla_policy_ros.tools.ros_environment import check_ros, find_free_domain, make_environment
+from vla_policy_ros.tools.ros_environment import check_ros, claim_free_domain, make_environment
 
 
 def bind():
@@ -15,8 +18,10 @@ def bind():
 
 
 @pytest.fixture
-def only_one_is_free(monkeypatch):
-    """Two domains of which the first is taken on this machine."""
+def only_one_is_free(monkeypatch, tmp_path):
+    """Two domains of which the first is taken on this machine, and no claims but this test's."""
+    monkeypatch.setenv('TMPDIR', str(tmp_path))
+    monkeypatch.setattr(tempfile, 'tempdir', None)
     with bind() as taken:
         with bind() as free:
             ports = taken.getsockname()[1], free.getsockname()[1]
@@ -26,23 +31,39 @@ def only_one_is_free(monkeypatch):
         yield
 
 
-def test_a_taken_domain_is_never_drawn(only_one_is_free):
-    assert {find_free_domain() for _ in range(20)} == {1}
+def test_a_domain_with_nodes_in_it_is_never_claimed(only_one_is_free):
+    for _ in range(20):
+        with claim_free_domain() as claim:
+            assert claim.domain == 1
 
 
-def test_without_a_free_domain_the_user_has_to_choose(only_one_is_free, monkeypatch):
-    monkeypatch.setattr(ros_environment, '_DOMAINS', range(1))
-    with pytest.raises(ConfigurationError, match='--domain') as fault:
-        find_free_domain()
+def test_a_claimed_domain_is_not_claimed_again_until_it_is_given_back(only_one_is_free):
+    with claim_free_domain(), pytest.raises(ConfigurationError, match='--domain') as fault:
+        claim_free_domain()
     assert fault.value.code == 'no_free_domain'
+    claim_free_domain().close()
 
 
-def test_a_free_domain_is_within_the_range():
-    assert find_free_domain() in range(1, 102)
+def test_a_claim_keeps_other_processes_out(only_one_is_free):
+    look = (
+        'from vla_policy_ros.tools import ros_environment as e\n'
+        'e._DOMAINS = range(1, 2)\n'
+        'e._is_free_domain = lambda domain: True\n'
+        'print(e.claim_free_domain().domain)'
+    )
+    command = [sys.executable, '-c', look]
+    with claim_free_domain():
+        kept_out = subprocess.run(command, capture_output=True, text=True)
+    assert 'no free domain' in kept_out.stderr
+    assert subprocess.run(command, capture_output=True, text=True).stdout == '1\n'
 
 
-def test_domains_differ_from_run_to_run():
-    assert len({find_free_domain() for _ in range(20)}) > 1
+def test_a_free_domain_is_within_the_range_and_differs_from_run_to_run():
+    claims = [claim_free_domain() for _ in range(20)]
+    assert len({claim.domain for claim in claims}) == 20
+    assert all(claim.domain in range(1, 102) for claim in claims)
+    for claim in claims:
+        claim.close()
 
 
 def test_the_environment_keeps_nodes_on_this_machine(monkeypatch):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from vla_policy_ros.tools.replay_plan import (
     make_plan,
     prepare_folder,
 )
-from vla_policy_ros.tools.ros_environment import check_ros, find_free_domain, make_environment
+from vla_policy_ros.tools.ros_environment import check_ros, claim_free_domain, make_environment
 from vla_policy_ros.tools.session import Session
 
 if TYPE_CHECKING:
@@ -149,12 +150,10 @@ def replay(settings: ReplaySettings, *, domain: int | None, as_json: bool) -> in
     check_ros()
     plan = make_plan(settings)
     prepare_folder(settings.out)
-    status = run_nodes(
-        plan,
-        out=settings.out,
-        mode=settings.mode,
-        domain=find_free_domain() if domain is None else domain,
-    )
+    with ExitStack() as claims:
+        if domain is None:
+            domain = claims.enter_context(claim_free_domain()).domain
+        status = run_nodes(plan, out=settings.out, mode=settings.mode, domain=domain)
     report = load_run(settings.out).report
     # The recorder also counts a replay that broke off as not passed.
     passed = report.passed and status == 0

@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import socket
+import tempfile
 from contextlib import closing
 from importlib.util import find_spec
+from pathlib import Path
+from typing import IO
+
+from typing_extensions import Self
 
 from vla_policy_ros.core.errors import ConfigurationError, MissingDependencyError
 
@@ -32,22 +38,47 @@ def check_ros() -> None:
             )
 
 
-def find_free_domain() -> int:
-    """Return a ROS domain in which no process of this machine takes part, drawn anew every time.
+class DomainClaim:
+    """A ROS domain that nobody else on this machine claims while this is open; a context manager."""
+
+    def __init__(self, domain: int, lock: IO[str]) -> None:
+        self.domain = domain
+        """Number of the domain."""
+        self._lock = lock
+
+    def close(self) -> None:
+        """Give the domain back; may be called twice."""
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def claim_free_domain() -> DomainClaim:
+    """Claim a ROS domain in which no process of this machine takes part, drawn anew every time.
+
+    A lock file keeps others out of it who claim one before our first node opens its port.
 
     Raises:
         ConfigurationError: All are taken.
     """
-    free = [domain for domain in _DOMAINS if is_free_domain(domain)]
-    if not free:
-        raise ConfigurationError(
-            'ROS_DOMAIN_ID',
-            got='no free domain',
-            expected=f'one of {_DOMAINS[0]} to {_DOMAINS[-1]}',
-            next_step='Give one with --domain.',
-            code='no_free_domain',
-        )
-    return secrets.choice(free)
+    for domain in secrets.SystemRandom().sample(_DOMAINS, len(_DOMAINS)):
+        lock = _lock(domain)
+        if lock is None:
+            continue
+        if _is_free_domain(domain):
+            return DomainClaim(domain, lock)
+        lock.close()
+    raise ConfigurationError(
+        'ROS_DOMAIN_ID',
+        got='no free domain',
+        expected=f'one of {_DOMAINS[0]} to {_DOMAINS[-1]}',
+        next_step='Give one with --domain.',
+        code='no_free_domain',
+    )
 
 
 def make_environment(domain: int) -> dict[str, str]:
@@ -65,7 +96,20 @@ def make_environment(domain: int) -> dict[str, str]:
     return environment
 
 
-def is_free_domain(domain: int) -> bool:
+def _lock(domain: int) -> IO[str] | None:
+    """Lock a domain's file; None when another process has it."""
+    folder = Path(tempfile.gettempdir()) / f'vla_policy_ros_domains_{os.getuid()}'
+    folder.mkdir(exist_ok=True)
+    file = (folder / str(domain)).open('w')
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def _is_free_domain(domain: int) -> bool:
     """Return whether no process of this machine takes part in a ROS domain."""
     with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
         try:
