@@ -88,6 +88,22 @@ def test_cameras_state_and_words_have_the_documented_shapes():
     assert tensors['state'].shape == (1, 6)
 
 
+def test_patches_and_bfloat16_go_into_a_network_that_takes_them():
+    document = direct_manifest(history=2)
+    document['cameras'][0].update(layout='patches', patch_size=4, temporal=2, dtype='bfloat16')
+    document['constants'] = [{'tensor': 'gain', 'dtype': 'bfloat16', 'value': 0.5}]
+    document['stages'][0]['inputs'] = {'image': 'image', 'gain': 'gain'}
+    inputs = (
+        ModelTensor('image', 'bfloat16', (1, 8, 96)),
+        ModelTensor('gain', 'bfloat16', (1,)),
+    )
+    action = ModelTensor('action', 'float32', (1, 4, 3))
+    tensors, faults = join(document, (ModelFacts(inputs, (action,), ()),))
+    assert faults == []
+    assert (tensors['image'].shape, tensors['image'].dtype) == ((1, 8, 96), 'bfloat16')
+    assert tensors['gain'].empty().dtype == np.dtype('bfloat16')
+
+
 def stages(*entries):
     def change(document):
         document['stages'] = list(entries)
@@ -206,7 +222,7 @@ FAULTS = {
     ),
     'element type that the host lacks': (
         same,
-        (changed(ENCODER, context=('bfloat16', (1, 1, 3))), VELOCITY, DECODER),
+        (changed(ENCODER, context=('float8e4m3fn', (1, 1, 3))), VELOCITY, DECODER),
         'stages[0].outputs.context',
         'unsupported_type',
     ),

@@ -69,6 +69,20 @@ def camera(**values):
     return lambda d: d['cameras'][0].update(values)
 
 
+def test_patches_have_the_shapes_of_gr00t_n1_7():
+    document = direct_manifest(history=2)
+    document['cameras'][0].update(
+        geometry=[{'kind': 'resize', 'height': 256, 'width': 352}],
+        layout='patches',
+        patch_size=16,
+        merge_size=2,
+        temporal=2,
+    )
+    camera = parse(document).cameras[0]
+    assert camera.image_shape == (352, 1536)
+    assert camera.tensor_shape == (1, 704, 1536)
+
+
 def group(part, **values):
     return lambda d: d[part]['groups'][0].update(values)
 
@@ -92,6 +106,20 @@ WRONG = {
         'library opencv',
     ),
     'zero std': (camera(std=[1, 0, 1]), 'cameras[0]', 'std without zeros'),
+    'patches without a size': (camera(layout='patches'), 'cameras[0]', 'a patch_size'),
+    'patches that do not fit': (
+        camera(layout='patches', patch_size=3),
+        'cameras[0]',
+        'multiples of 3 px',
+    ),
+    'windows that do not fit': (
+        camera(layout='patches', patch_size=2, merge_size=3),
+        'cameras[0]',
+        'multiples of 6 px',
+    ),
+    'a patch size without patches': (camera(patch_size=4), 'cameras[0]', 'only with layout'),
+    'windows without patches': (camera(merge_size=2), 'cameras[0]', 'only with layout'),
+    'repetitions without patches': (camera(temporal=2), 'cameras[0]', 'only with layout'),
     'history that ends early': (camera(history_ns=[-5]), 'cameras[0]', 'ends with 0'),
     'history out of order': (camera(history_ns=[-5, -9, 0]), 'cameras[0]', 'grows'),
     'no history': (camera(history_ns=[]), 'cameras[0]', 'grows'),

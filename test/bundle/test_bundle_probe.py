@@ -50,6 +50,14 @@ def test_probe_survives_its_file(tmp_path, probe):
     np.testing.assert_array_equal(read.output, probe.output)
 
 
+def test_bfloat16_survives_the_file(tmp_path):
+    value = np.array([[0.1, -2.5]], 'bfloat16')
+    write_probe(tmp_path / 'p.npz', Probe({'image': value}, None, value.astype(np.float32)))
+    read = read_probe(tmp_path / 'p.npz').inputs['image']
+    assert read.dtype == value.dtype
+    np.testing.assert_array_equal(read, value)
+
+
 def test_keys_of_the_file_are_the_documented_ones_and_its_bytes_repeat(tmp_path, probe):
     for name in ('a.npz', 'b.npz'):
         write_probe(tmp_path / name, probe)

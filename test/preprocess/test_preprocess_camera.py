@@ -41,7 +41,7 @@ def normalized(image, dtype):
     return (values - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'float16', 'uint8'])
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16', 'uint8'])
 @pytest.mark.parametrize('layout', ['chw', 'hwc'])
 @pytest.mark.parametrize('color', ['rgb', 'bgr'])
 def test_colour_scale_mean_std_layout_and_type(color, layout, dtype):
@@ -53,7 +53,7 @@ def test_colour_scale_mean_std_layout_and_type(color, layout, dtype):
     camera = make_camera(color=color, layout=layout, dtype=dtype, mean=MEAN, std=STD)
     out = run(camera, Frame.from_rgb('front', 0, image))
 
-    assert out.dtype == dtype
+    assert out.dtype.name == dtype
     assert out.shape == ((3, 24, 32) if layout == 'chw' else (24, 32, 3))
     difference = np.abs(out.astype(np.float64) - expected)
     assert difference.max() <= ELEMENT_LIMITS[dtype]
@@ -65,6 +65,39 @@ def test_values_are_the_nearest_float32():
     out = run(make_camera(geometry, mean=MEAN, std=STD), Frame.from_rgb('front', 0, levels))
     exact = (np.arange(256)[None] / 255 - np.array(MEAN)[:, None]) / np.array(STD)[:, None]
     np.testing.assert_array_equal(out.reshape(3, 256), exact.astype(np.float32))
+
+
+def test_bfloat16_is_the_nearest_and_even_on_a_tie():
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
+    geometry = [{'kind': 'crop', 'top': 0, 'left': 0, 'height': 16, 'width': 16}]
+    # 1 + level / 256 has one bit more than bfloat16 holds, so every odd level is a tie.
+    camera = make_camera(geometry, dtype='bfloat16', scale=1 / 256, mean=(-1, -1, -1))
+    out = run(camera, Frame.from_rgb('front', 0, levels)).reshape(3, 256).astype(np.float64)
+    expected = np.round((1 + np.arange(256) / 256) * 128) / 128  # numpy rounds ties to even
+    np.testing.assert_array_equal(out, np.broadcast_to(expected, (3, 256)))
+
+
+def patches_of(image, patch, merge, temporal):
+    """(H, W, 3) pixels to rows of patches, patch by patch: the windows, then the patches in each."""
+    window = patch * merge
+    rows = []
+    for top, left in np.ndindex(image.shape[0] // window, image.shape[1] // window):
+        for row, column in np.ndindex(merge, merge):
+            y, x = top * window + row * patch, left * window + column * patch
+            pixels = image[y : y + patch, x : x + patch].transpose(2, 0, 1)
+            rows.append(np.stack([pixels] * temporal, axis=1).reshape(-1))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize(('patch', 'merge', 'temporal'), [(4, 2, 2), (8, 1, 1), (2, 4, 3)])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'uint8'])
+def test_patches_are_those_of_the_windows_one_after_another(patch, merge, temporal, dtype):
+    settings = {'mean': MEAN, 'std': STD, 'dtype': dtype, 'color': 'bgr'}
+    frame = Frame.from_rgb('front', 0, make_image())
+    pixels = run(make_camera(layout='hwc', **settings), frame)
+    layout = {'patch_size': patch, 'merge_size': merge, 'temporal': temporal}
+    out = run(make_camera(layout='patches', **layout, **settings), frame)
+    np.testing.assert_array_equal(out, patches_of(pixels, patch, merge, temporal))
 
 
 def test_the_geometry_of_gr00t_n1_7():
@@ -157,16 +190,17 @@ def test_a_broken_frame_leaves_the_tensor_alone():
         ('pil', 'bilinear', 64 * 1024 + 2 * 4 * 224 * 224),
     ],
 )
+@pytest.mark.parametrize('layout', [{}, {'layout': 'patches', 'patch_size': 14, 'merge_size': 2}])
 @pytest.mark.parametrize('encoding', ['rgb8', 'bgr8'])
 def test_nothing_of_the_images_size_is_allocated_in_steady_state(
-    encoding, library, filter_, limit_bytes
+    encoding, layout, library, filter_, limit_bytes
 ):
     geometry = [
         {'kind': 'center_crop', 'fraction': 0.95},
         {**RESIZE, 'height': 168, 'width': 224, 'library': library, 'filter': filter_},
         {'kind': 'pad', 'height': 224, 'width': 224},
     ]
-    preprocessor = CameraPreprocessor(make_camera(geometry, mean=MEAN, std=STD))
+    preprocessor = CameraPreprocessor(make_camera(geometry, mean=MEAN, std=STD, **layout))
     out = np.empty(preprocessor.image_shape, np.float32)
     data = make_image(480, 640).reshape(-1)
     frame = Frame('front', 0, encoding, 480, 640, 1920, data)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_policy_ros.bundle.manifest import CenterCrop, Crop, Pad, Resize
+from vla_policy_ros.bundle.geometry import CenterCrop, Crop, Pad, Resize
 from vla_policy_ros.core.errors import ImageError
 from vla_policy_ros.preprocess.geometry import GeometryPlan, crop_box, pad_offset, resized_size
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vla_policy_ros.bundle.manifest import Resize
+from vla_policy_ros.bundle.geometry import Resize
 from vla_policy_ros.preprocess.limits import RESIZE_LIMITS
 from vla_policy_ros.preprocess.resize import make_resizer
 

@@ -14,7 +14,17 @@ from vla_policy_ros.bundle.onnx_model import ModelFacts, ModelTensor
 from vla_policy_ros.core.errors import BundleError
 from vla_policy_ros.core.specs import TensorSpec
 
-HOST_TYPES = ('float32', 'float64', 'float16', 'uint8', 'int8', 'int32', 'int64', 'bool')
+HOST_TYPES = (
+    'float32',
+    'float64',
+    'float16',
+    'bfloat16',
+    'uint8',
+    'int8',
+    'int32',
+    'int64',
+    'bool',
+)
 _SHAPE_HINT = 'Export the stage again, or mend the manifest so that both agree.'
 
 
@@ -80,12 +90,8 @@ class _Walk:
     def declare_observation(self) -> None:
         """Add what the runtime fills before the first stage."""
         for index, camera in enumerate(self._manifest.cameras):
-            frames, (height, width) = len(camera.history_ns), camera.size
-            chw = (1, 3 * frames, height, width)
-            shape = chw if camera.layout == 'chw' else (1, frames, height, width, 3)
-            self._declare(
-                f'cameras[{index}].tensor', TensorSpec(camera.tensor, shape, camera.dtype)
-            )
+            spec = TensorSpec(camera.tensor, camera.tensor_shape, camera.dtype)
+            self._declare(f'cameras[{index}].tensor', spec)
         state = self._manifest.state
         if state:
             history = () if state.squeeze else (len(state.history_ns),)

@@ -13,17 +13,17 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from vla_policy_ros.bundle.geometry import CenterCrop, Crop, GeometryStep, Pad, Resize, Size
 from vla_policy_ros.bundle.strict import StrictModel
 from vla_policy_ros.core.specs import ColumnKind, Representation
 
 MANIFEST_NAME = 'bundle.yaml'
 SCHEMA_VERSION = 1
 
-Size = Annotated[int, Field(ge=1, le=16384)]
 Identifier = Annotated[str, Field(pattern=r'^[A-Za-z0-9_][A-Za-z0-9_.\-/]*$', max_length=128)]
 ColumnName = Annotated[str, Field(pattern=r'^[^\p{C}\s](\P{C}*[^\p{C}\s])?$', max_length=256)]
 FileName = Annotated[str, Field(pattern=r'^[A-Za-z0-9_][A-Za-z0-9_.\-/]*$', max_length=256)]
-ElementType = Literal['float32', 'float16', 'uint8', 'int32', 'int64', 'bool']
+ElementType = Literal['float32', 'float16', 'bfloat16', 'uint8', 'int32', 'int64', 'bool']
 Precision = Literal['fp32', 'fp16', 'bf16', 'fp8', 'int8']
 
 
@@ -40,76 +40,14 @@ class Source(StrictModel):
     """Anything a user should know: training data, limits."""
 
 
-class Resize(StrictModel):
-    """Resize with the rule of the library the policy was trained with."""
-
-    kind: Literal['resize'] = 'resize'
-    height: Size
-    """Rows in pixels; the shorter edge when `to` is `shortest_edge`."""
-    width: Size
-    """Columns in pixels; not used when `to` is `shortest_edge`."""
-    to: Literal['exact', 'fit_inside', 'shortest_edge'] = 'exact'
-    """`exact` stretches, `fit_inside` keeps the aspect within height x width, `shortest_edge` scales that edge to `height`."""
-    library: Literal['pil', 'opencv', 'torchvision'] = 'pil'
-    """Whose arithmetic: PIL (always antialiased, uint8), OpenCV (uint8), torchvision (`antialias` counts, uint8)."""
-    filter: Literal['nearest', 'bilinear', 'bicubic', 'area'] = 'bilinear'
-    """Interpolation; `area` exists in OpenCV only."""
-    antialias: bool = True
-    """torchvision only: low-pass before shrinking."""
-
-    @model_validator(mode='after')
-    def _check(self) -> Self:
-        if self.filter == 'area' and self.library != 'opencv':
-            raise ValueError('filter area with library opencv (no other library has it)')
-        return self
-
-
-class CenterCrop(StrictModel):
-    """Cut the middle out: floor(fraction * size) pixels of each edge."""
-
-    kind: Literal['center_crop'] = 'center_crop'
-    fraction: float = Field(gt=0, le=1)
-    """Share of each edge that is kept."""
-
-
-class Crop(StrictModel):
-    """Cut a fixed rectangle out."""
-
-    kind: Literal['crop'] = 'crop'
-    top: int = Field(ge=0)
-    """First row in pixels."""
-    left: int = Field(ge=0)
-    """First column in pixels."""
-    height: Size
-    """Rows in pixels."""
-    width: Size
-    """Columns in pixels."""
-
-
-class Pad(StrictModel):
-    """Pad to a size with a constant; after `fit_inside` this is a letterbox."""
-
-    kind: Literal['pad'] = 'pad'
-    height: Size
-    """Rows in pixels."""
-    width: Size
-    """Columns in pixels."""
-    align: Literal['center', 'top_left', 'bottom_right'] = 'center'
-    """Where the image lies; the odd pixel of `center` goes to the bottom right."""
-    value: int = Field(default=0, ge=0, le=255)
-    """Value of the border."""
-
-
-GeometryStep = Annotated[Resize | CenterCrop | Crop | Pad, Field(discriminator='kind')]
-
-
 class Camera(StrictModel):
     """One camera: its way from pixels to a tensor."""
 
     name: Identifier
     """Name of the camera; deployment files map it to a topic."""
     tensor: Identifier
-    """Pool tensor: (1, T*C, H, W) for `chw`, (1, T, H, W, C) for `hwc`; T is the length of the history."""
+    """Pool tensor: (1, T*3, H, W) for `chw`, (1, T, H, W, 3) for `hwc`, (1, T*N, 3*temporal*P*P) for `patches`; T is the
+    length of the history, P the patch size, N = H*W / P*P the patches of one image."""
     geometry: tuple[GeometryStep, ...]
     """Steps in order; the last one fixes height and width."""
     color: Literal['rgb', 'bgr'] = 'rgb'
@@ -120,10 +58,18 @@ class Camera(StrictModel):
     """Subtracted after scaling, in the order of `color`."""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Divided by after the mean, in the order of `color`; not 0."""
-    layout: Literal['chw', 'hwc'] = 'chw'
-    """Order of the tensor's dimensions."""
-    dtype: Literal['float32', 'float16', 'uint8'] = 'float32'
-    """Element type; `uint8` skips scale, mean and std."""
+    layout: Literal['chw', 'hwc', 'patches'] = 'chw'
+    """Order of the tensor's dimensions. `patches`: one row per patch as Qwen2-VL's image processor and its successors make
+    them, with the values of a row in the order channel, repetition, pixel row, pixel column."""
+    patch_size: Size | None = None
+    """`patches` only, and needed there: edge of a square patch in pixels."""
+    merge_size: Size = 1
+    """`patches` only: edge, in patches, of the windows that the network merges. Windows come row by row, and the patches of
+    a window follow each other, row by row; with 1 all patches come row by row."""
+    temporal: Size = 1
+    """`patches` only: how often the image stands in a row, as for a network that takes images for still videos."""
+    dtype: Literal['float32', 'float16', 'bfloat16', 'uint8'] = 'float32'
+    """Element type; `uint8` skips scale, mean and std. bfloat16 is the float32 value rounded to the nearest, ties to even."""
     history_ns: tuple[int, ...] = (0,)
     """Offsets to the observation's stamp, oldest first, ending with 0."""
 
@@ -133,6 +79,21 @@ class Camera(StrictModel):
         last = self.geometry[-1]
         assert not isinstance(last, CenterCrop)  # refused by _check
         return last.height, last.width
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one image in the tensor: (3, H, W), (H, W, 3) or (N, 3*temporal*P*P)."""
+        height, width = self.size
+        if self.patch_size:
+            area = self.patch_size**2
+            return height * width // area, 3 * self.temporal * area
+        return (3, height, width) if self.layout == 'chw' else (height, width, 3)
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """Shape of the pool tensor; the images of the history lie one after another in it."""
+        frames, shape = len(self.history_ns), self.image_shape
+        return (1, frames, *shape) if self.layout == 'hwc' else (1, frames * shape[0], *shape[1:])
 
     @model_validator(mode='after')
     def _check(self) -> Self:
@@ -144,7 +105,19 @@ class Camera(StrictModel):
         if any(value == 0 for value in self.std):
             raise ValueError('std without zeros')
         _check_history(self.history_ns)
+        self._check_patches()
         return self
+
+    def _check_patches(self) -> None:
+        if self.layout != 'patches':
+            if (self.patch_size, self.merge_size, self.temporal) != (None, 1, 1):
+                raise ValueError('patch_size, merge_size and temporal only with layout patches')
+            return
+        if self.patch_size is None:
+            raise ValueError('a patch_size for layout patches')
+        window_px = self.patch_size * self.merge_size
+        if any(edge % window_px for edge in self.size):
+            raise ValueError(f'height and width that are multiples of {window_px} px')
 
 
 class Group(StrictModel):

@@ -15,6 +15,7 @@ import numpy as np
 from vla_policy_ros.bundle.bundle import Bundle
 from vla_policy_ros.bundle.graph import noise_draws, observation_tensors
 from vla_policy_ros.bundle.limits import limit_for
+from vla_policy_ros.bundle.manifest import Precision
 from vla_policy_ros.core.errors import BundleError
 from vla_policy_ros.core.observation import Observation
 from vla_policy_ros.core.specs import Array
@@ -80,7 +81,7 @@ def read_probe(path: Path) -> Probe:
         with path.open('rb') as file:
             archive = np.load(file, allow_pickle=False)
             names = archive.files if isinstance(archive, np.lib.npyio.NpzFile) else []
-            arrays = {name: archive[name] for name in names}
+            arrays = {name: _typed(archive[name]) for name in names}
     except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as fault:
         raise _bad_probe(path, str(fault)) from fault
     if 'output' not in arrays:
@@ -89,12 +90,19 @@ def read_probe(path: Path) -> Probe:
     return Probe(inputs, arrays.get('noise'), arrays['output'])
 
 
-def check_probe(runner: PoolRunner, bundle: Bundle) -> ProbeResult | None:
+def check_probe(
+    runner: PoolRunner, bundle: Bundle, *, precision: Precision | None = None
+) -> ProbeResult | None:
     """Run a bundle's probe; return how near it came, or None when the bundle has none.
 
+    Args:
+        runner: The policy.
+        bundle: Its bundle.
+        precision: What the stages really run in; None when that is what the bundle says.
+
     Raises:
-        BundleError: The output lies outside of the limits of the bundle's precision (`probe_failed`), or the probe
-            does not fit the bundle (`bad_probe`).
+        BundleError: The output lies outside of the limits of the precision (`probe_failed`), or the probe does not
+            fit the bundle (`bad_probe`).
     """
     if bundle.manifest.probe is None:
         return None
@@ -102,7 +110,7 @@ def check_probe(runner: PoolRunner, bundle: Bundle) -> ProbeResult | None:
     probe = read_probe(path)
     _check_fit(path, probe, bundle)
     result = compare_outputs(runner.run_pool(probe.inputs, probe.noise), probe.output)
-    limit = limit_for(stage.precision for stage in bundle.manifest.stages)
+    limit = limit_for(precision or stage.precision for stage in bundle.manifest.stages)
     # Written so that a NaN fails.
     if not (result.cosine >= limit.min_cosine and result.max_error <= limit.max_error):
         raise BundleError(
@@ -138,6 +146,11 @@ def _check_fit(path: Path, probe: Probe, bundle: Bundle) -> None:
         if probe.noise is None or probe.noise.shape != shape:
             found = None if probe.noise is None else list(probe.noise.shape)
             raise _bad_probe(path, f'noise of shape {found}')
+
+
+def _typed(value: Array) -> Array:
+    """Return an array of a file; NPZ has no name for bfloat16 and stores its bits as two untyped bytes."""
+    return value.view('bfloat16') if value.dtype == np.dtype('V2') else value
 
 
 def _bad_probe(path: Path, got: str) -> BundleError:

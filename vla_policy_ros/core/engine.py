@@ -4,19 +4,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 from vla_policy_ros.core.specs import Array, TensorSpec
+
+Memory = Literal['host', 'device']
+"""Where an engine reads and writes its tensors."""
+
+
+class DeviceTensor(Protocol):
+    """A tensor in device memory, C-contiguous; its owner keeps the memory alive."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size of every dimension."""
+
+    @property
+    def dtype(self) -> str:
+        """Element type under its name in `TensorSpec`, such as `float32` or `bfloat16`."""
+
+    @property
+    def address(self) -> int:
+        """Device address of the first element."""
+
+
+Tensor = Array | DeviceTensor
+"""A numpy array for engines on the host, a device tensor for engines on a device."""
 
 
 class Execution(Protocol):
     """One network bound to one set of buffers, ready to run again and again."""
 
-    def enqueue(self, stream: Any = None) -> None:
+    def enqueue(self, stream: int = 0) -> None:
         """Read the bound inputs and write the bound outputs; allocates nothing.
 
-        Stream: engines on a device order the work on `stream` and return at once; engines on the host ignore it
-        and return when the outputs are written.
+        Stream: engines on a device order the work on the CUDA stream of this handle and return at once; engines on the
+        host ignore it and return when the outputs are written.
 
         Raises:
             EngineError: The network failed.
@@ -37,8 +60,18 @@ class Engine(Protocol):
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Output tensors; a free dimension is None."""
 
-    def bind(self, tensors: Mapping[str, Array]) -> Execution:
+    @property
+    def workspace_bytes(self) -> int:
+        """Device memory that one run needs beside its tensors; networks that run one after another may share it."""
+
+    def bind(
+        self, tensors: Mapping[str, Tensor], *, workspace: DeviceTensor | None = None
+    ) -> Execution:
         """Bind every input and output by its name to a buffer of the caller's, for as long as the execution lives.
+
+        Args:
+            tensors: Buffer per input and output.
+            workspace: Device memory of at least `workspace_bytes`; without it the engine takes its own.
 
         Raises:
             SpecMismatchError: A tensor is missing, unknown, or of another shape or element type.

@@ -94,6 +94,12 @@ class EngineError(VlaPolicyError, RuntimeError):
     default_code = 'engine_failed'
 
 
+class GpuError(VlaPolicyError, RuntimeError):
+    """There is no GPU or driver to use, or the driver refused a call."""
+
+    default_code = 'gpu_failed'
+
+
 class ChunkRejectedError(VlaPolicyError, ValueError):
     """A chunk failed its check and was not published."""
 

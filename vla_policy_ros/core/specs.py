@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import ml_dtypes  # noqa: F401 - gives numpy the element type bfloat16
 import numpy as np
 import numpy.typing as npt
 
@@ -37,7 +38,7 @@ class Representation(str, Enum):
 class TensorSpec:
     """Name, shape and element type of an engine's tensor; a free dimension is None.
 
-    `dtype` is a numpy name, or `bfloat16`, which numpy does not have.
+    `dtype` is a numpy name; `bfloat16`, which numpy itself does not have, comes from ml_dtypes.
     """
 
     name: str

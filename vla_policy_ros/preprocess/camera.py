@@ -23,17 +23,16 @@ class CameraPreprocessor:
     """
 
     def __init__(self, camera: Camera) -> None:
-        height, width = camera.size
-        self.image_shape = (3, height, width) if camera.layout == 'chw' else (height, width, 3)
-        """Shape of one history entry: (3, H, W) or (H, W, 3)."""
+        self.image_shape = camera.image_shape
+        """Shape of one history entry."""
         self.dtype = np.dtype(camera.dtype)
         """Element type of the tensor."""
         self._camera = camera
         self._spec = TensorSpec(camera.tensor, self.image_shape, camera.dtype)
         self._order = (0, 1, 2) if camera.color == 'rgb' else (2, 1, 0)
-        self._tables = _make_tables(camera)
-        self._levels = np.empty((height, width), np.uint8)
-        self._plane = np.empty((height, width), self._tables.dtype)
+        self._tables = make_tables(camera)
+        self._levels = np.empty(camera.size, np.uint8)
+        self._plane = np.empty(camera.size, self._tables.dtype)
         self._plan: GeometryPlan | None = None
         self._rgb = np.empty((0, 0, 3), np.uint8)
 
@@ -68,19 +67,38 @@ class CameraPreprocessor:
             table = self._tables[channel]
             if self._camera.layout == 'chw':
                 cv2.LUT(self._levels, table, dst=out[channel])
-            else:
-                cv2.LUT(self._levels, table, dst=self._plane)
+                continue
+            cv2.LUT(self._levels, table, dst=self._plane)
+            if self._camera.layout == 'hwc':
                 cv2.insertChannel(self._plane, out, channel)
+            else:
+                rows, plane = _patch_views(self._camera, out, self._plane)
+                np.copyto(rows[..., channel, :, :, :], plane)
 
 
-def _make_tables(camera: Camera) -> Array:
-    """Return (3, 1, 256): the tensor's value of every level per channel, computed in float64 and rounded once.
+def _patch_views(camera: Camera, out: Array, plane: Array) -> tuple[Array, Array]:
+    """Return views of the patches and of one channel's pixels whose dimensions stand for the same.
 
-    float16 comes as its bits in uint16, which OpenCV looks up in all its versions.
+    The order is that of `_preprocess` in transformers' `Qwen2VLImageProcessor`: window row, window column, patch row,
+    patch column, then in `out` the channel, then the repetition, pixel row, pixel column.
+    """
+    patch, merge = camera.patch_size, camera.merge_size
+    assert patch  # refused by the manifest
+    height, width = (edge // (patch * merge) for edge in camera.size)
+    rows = out.reshape(height, width, merge, merge, 3, camera.temporal, patch, patch)
+    pixels = plane.reshape(height, merge, patch, width, merge, patch)
+    return rows, pixels.transpose(0, 3, 1, 4, 2, 5)[:, :, :, :, None]
+
+
+def make_tables(camera: Camera) -> Array:
+    """Return (3, 1, 256): the tensor's value of every level per channel, computed in float64 and rounded to float32.
+
+    Types of 16 bits are rounded from there, to the nearest with ties to even, as training code that computes in float32 does.
+    float16 and bfloat16 come as their bits in uint16, which OpenCV looks up in all its versions.
     """
     levels = np.broadcast_to(np.arange(256), (3, 1, 256))
     if camera.dtype == 'uint8':
         return np.ascontiguousarray(levels, np.uint8)
     mean, std = (np.array(values).reshape(3, 1, 1) for values in (camera.mean, camera.std))
-    tables: Array = ((levels * camera.scale - mean) / std).astype(camera.dtype)
-    return tables if camera.dtype == 'float32' else tables.view(np.uint16)
+    values: Array = ((levels * camera.scale - mean) / std).astype(np.float32)
+    return values if camera.dtype == 'float32' else values.astype(camera.dtype).view(np.uint16)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vla_policy_ros.bundle.manifest import CenterCrop, Crop, GeometryStep, Pad, Resize
+from vla_policy_ros.bundle.geometry import CenterCrop, Crop, GeometryStep, Pad, Resize
 from vla_policy_ros.core.errors import ImageError
 from vla_policy_ros.core.specs import Array
 from vla_policy_ros.preprocess.resize import Size, make_resizer

@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vla_policy_ros.bundle.manifest import Resize
+from vla_policy_ros.bundle.geometry import Resize
 from vla_policy_ros.core.specs import Array
 
 Size = tuple[int, int]
@@ -94,13 +94,15 @@ def _pil(source: Size, target: Size, resample: int) -> Resizer:
     return resize
 
 
+def torch_nearest_indices(old: int, new: int) -> Array:
+    """Return the (new,) int16 source index of every line as PyTorch's `nearest` computes it, in float32."""
+    positions = np.arange(new, dtype=np.float32) * np.float32(old / new)
+    indices: Array = np.minimum(positions, old - 1).astype(np.int16)
+    return indices
+
+
 def _torch_nearest(source: Size, target: Size) -> Resizer:
-    rows, columns = (
-        np.minimum(np.arange(new, dtype=np.float32) * np.float32(old / new), old - 1).astype(
-            np.int16
-        )
-        for old, new in zip(source, target, strict=True)
-    )
+    rows, columns = map(torch_nearest_indices, source, target)
     pixels = np.empty((*target, 2), np.int16)
     pixels[..., 0], pixels[..., 1] = columns, rows[:, None]
 
