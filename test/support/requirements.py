@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shutil
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from vla_policy_ros.core.errors import GpuError
+from vla_policy_ros.gpu.driver import require_driver
+
 DATA = Path(__file__).parents[3] / 'shared' / 'data'
-_GPU_DEVICES = ('/dev/nvidiactl', '/dev/nvhost-gpu')
 
 
 def require(name: str) -> None:
@@ -35,8 +38,35 @@ def find_missing(name: str) -> str:
             return 'there is no command ros2'
     if name == 'data' and not DATA.is_dir():
         return f'{DATA} is not there'
-    if name == 'gpu' and not any(Path(device).exists() for device in _GPU_DEVICES):
-        return 'there is no NVIDIA GPU'
-    if name == 'tensorrt' and importlib.util.find_spec('tensorrt') is None:
-        return 'tensorrt cannot be imported'
+    if name in ('gpu', 'tensorrt'):
+        return _find_missing_gpu(name)
+    if name == 'tensorrt_rtx' and importlib.util.find_spec('tensorrt_rtx') is None:
+        return 'tensorrt_rtx cannot be imported'
+    return _find_missing_nvrtc() if name == 'nvrtc' else ''
+
+
+def _find_missing_nvrtc() -> str:
+    try:
+        importlib.import_module('cuda.bindings.nvrtc').nvrtcVersion()
+    except (ImportError, RuntimeError) as error:  # the bindings, or the library behind them
+        return f'kernels cannot be compiled: {error}'
+    return ''
+
+
+def _find_missing_gpu(name: str) -> str:
+    """Ask the driver first: TensorRT ends the process when there is none."""
+    try:
+        require_driver()
+    except GpuError as error:
+        return f'there is no NVIDIA GPU: {error.got}'
+    modules = [
+        'pycuda.driver',
+        'cuda.bindings.driver',
+        *(['tensorrt'] if name == 'tensorrt' else []),
+    ]
+    try:
+        for module in modules:
+            importlib.import_module(module)
+    except ImportError as error:
+        return f'the GPU tests need {", ".join(modules)}: {error}'
     return ''
