@@ -22,6 +22,11 @@ class EngineContract:
         assert engine.inputs == (TensorSpec('x', (None, 3), 'float32'),)
         assert engine.outputs == (TensorSpec('y', (None, 3), 'float32'),)
 
+    def test_workspace_is_a_number_of_bytes(self, engine, buffers):
+        assert isinstance(engine.workspace_bytes, int)
+        assert engine.workspace_bytes >= 0
+        engine.bind(buffers, workspace=None).close()
+
     def test_output_lands_in_the_callers_buffer(self, engine, buffers):
         engine.bind(buffers).enqueue()
         np.testing.assert_array_equal(buffers['y'], buffers['x'] * 2)

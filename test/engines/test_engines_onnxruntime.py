@@ -7,6 +7,7 @@ from support.bundles import save_doubler, save_model
 
 from vla_policy_ros.core.errors import EngineError
 from vla_policy_ros.engines.onnxruntime import OnnxRuntimeEngine
+from vla_policy_ros.engines.settings import EngineSettings
 
 TYPES = {
     'FLOAT': np.float32,
@@ -113,7 +114,7 @@ def test_threads_are_passed_on_and_do_not_change_the_result(tmp_path):
     path = save_doubler(tmp_path / 'doubler.onnx')
     outputs = []
     for threads in (1, 2):
-        engine = OnnxRuntimeEngine(path, threads=threads)
+        engine = OnnxRuntimeEngine(path, settings=EngineSettings(threads=threads))
         assert engine._session.get_session_options().intra_op_num_threads == threads
         x, y = np.full((1, 3), 0.1, np.float32), np.zeros((1, 3), np.float32)
         engine.bind({'x': x, 'y': y}).enqueue()

@@ -7,18 +7,21 @@ from support.bundles import save_doubler
 
 from vla_policy_ros.core.errors import ConfigurationError, MissingDependencyError
 from vla_policy_ros.engines.onnxruntime import OnnxRuntimeEngine
-from vla_policy_ros.engines.registry import ENGINES, load_engine
+from vla_policy_ros.engines.registry import ENGINES, engine_memory, load_engine
+from vla_policy_ros.engines.settings import EngineSettings
 
 
-@pytest.mark.parametrize('name', ENGINES)
-def test_every_engine_loads_the_doubler(tmp_path, name):
-    engine = load_engine(name, save_doubler(tmp_path / 'doubler.onnx'))
-    assert [spec.name for spec in engine.inputs] == ['x']
+def test_every_engine_has_a_place_for_its_tensors():
+    memories = {name: engine_memory(name) for name in ENGINES}
+    assert set(memories.values()) == {'host', 'device'}
+    assert [name for name in ENGINES if memories[name] == 'host'] == ['onnxruntime', 'torch_cpu']
 
 
-def test_threads_reach_the_engine(tmp_path):
-    engine = load_engine('onnxruntime', save_doubler(tmp_path / 'doubler.onnx'), threads=1)
+def test_settings_reach_the_engine(tmp_path):
+    settings = EngineSettings(threads=1)
+    engine = load_engine('onnxruntime', save_doubler(tmp_path / 'doubler.onnx'), settings=settings)
     assert isinstance(engine, OnnxRuntimeEngine)
+    assert [spec.name for spec in engine.inputs] == ['x']
     assert engine._session.get_session_options().intra_op_num_threads == 1
 
 
@@ -26,13 +29,27 @@ def test_unknown_engine_is_told_what_exists(tmp_path):
     with pytest.raises(ConfigurationError, match=r"'warp'.*one of onnxruntime") as caught:
         load_engine('warp', tmp_path / 'doubler.onnx')
     assert caught.value.code == 'unknown_engine'
+    with pytest.raises(ConfigurationError):
+        engine_memory('warp')
 
 
-def test_missing_library_is_told_how_to_install(tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, 'vla_policy_ros.engines.onnxruntime')
-    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-    with pytest.raises(MissingDependencyError, match='pip install onnxruntime') as caught:
-        load_engine('onnxruntime', tmp_path / 'doubler.onnx')
+@pytest.mark.parametrize(
+    ('name', 'module', 'library', 'remedy'),
+    [
+        ('onnxruntime', 'onnxruntime', 'onnxruntime', 'pip install onnxruntime`'),
+        ('onnxruntime_cuda', 'onnxruntime', 'onnxruntime', 'pip install onnxruntime-gpu'),
+        ('torch', 'torch', 'torch', 'pip install torch'),
+        ('torch_compile', 'torch', 'torch', 'pip install torch'),
+        ('torch_cpu', 'torch', 'torch', 'pip install torch'),
+    ],
+)
+def test_missing_library_is_told_how_to_install(
+    tmp_path, monkeypatch, name, module, library, remedy
+):
+    monkeypatch.delitem(sys.modules, f'vla_policy_ros.engines.{module}', raising=False)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingDependencyError, match=remedy) as caught:
+        load_engine(name, tmp_path / 'doubler.onnx')
     assert caught.value.code == 'missing_dependency'
 
 

@@ -1,17 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX Runtime on the CPU, reading and writing the caller's buffers in place."""
+"""ONNX Runtime on the CPU and on an NVIDIA GPU, reading and writing the caller's buffers in place."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as faults
 
-from vla_policy_ros.core.errors import EngineError, SpecMismatchError
-from vla_policy_ros.core.specs import Array, TensorSpec
+from vla_policy_ros.core.engine import DeviceTensor, Tensor
+from vla_policy_ros.core.errors import EngineError
+from vla_policy_ros.core.specs import TensorSpec
+from vla_policy_ros.engines.binding import (
+    check_names,
+    closed_error,
+    device_tensor,
+    failed_run,
+    first_line,
+    host_array,
+)
+from vla_policy_ros.engines.settings import DEFAULT_SETTINGS, EngineSettings
+from vla_policy_ros.gpu.driver import require_driver
+from vla_policy_ros.gpu.listing import current_index
 
 _ELEMENT_TYPES = {
     'tensor(float)': 'float32',
@@ -23,6 +36,9 @@ _ELEMENT_TYPES = {
     'tensor(int64)': 'int64',
     'tensor(bool)': 'bool',
 }
+# numpy has no bfloat16: the library takes it by ONNX's number, from version 1.20 on.
+_DEVICE_TYPES = {**_ELEMENT_TYPES, 'tensor(bfloat16)': 'bfloat16'}
+_ONNX_BFLOAT16 = 16
 # The library has no common base for its errors.
 _FAULTS: tuple[type[Exception], ...] = (
     faults.EPFail,
@@ -37,45 +53,109 @@ _FAULTS: tuple[type[Exception], ...] = (
     RuntimeError,  # what a run with bound buffers raises
 )
 _FATAL_ONLY = 4  # every fault is raised as an exception: its log line would say it twice
+_CUDA = 'CUDAExecutionProvider'
+
+_Place = tuple[str, int, Any, list[int], int]
 
 
-class OnnxRuntimeEngine:
-    """One network in ONNX Runtime's CPU provider.
+class OnnxRuntimeExecution:
+    """A session, and the buffers it is bound to. Made by `OnnxRuntimeEngine.bind`."""
 
-    Args:
-        onnx_path: The ONNX file.
-        threads: Threads of one run, the caller's included; 0 takes one per physical core.
+    def __init__(
+        self, session: Any, binding: Any, tensors: Mapping[str, Tensor], name: str
+    ) -> None:
+        self._session = session
+        self._binding = binding
+        self._tensors = dict(tensors)  # the library holds their addresses only
+        self._name = name
+        self._options = onnxruntime.RunOptions()
+        self._options.log_severity_level = _FATAL_ONLY
 
-    Raises:
-        EngineError: The file cannot be loaded (`not_loadable`), or has inputs or outputs of an element type that
-            numpy does not have (`unsupported_type`).
-    """
+    def enqueue(self, stream: int = 0) -> None:  # noqa: ARG002 - the host has no streams
+        """Run once and return when the bound outputs are written.
 
-    def __init__(self, onnx_path: Path, *, threads: int = 0) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        Raises:
+            EngineError: The network failed, or the execution is closed (`closed`).
+        """
+        if self._session is None:
+            raise closed_error(self._name)
+        try:
+            self._session.run_with_iobinding(self._binding, self._options)
+        except _FAULTS as fault:
+            raise failed_run(self._name, fault) from fault
+
+    def close(self) -> None:
+        """Release the binding; may be called twice."""
+        self._session = None
+        self._binding = None
+        self._tensors = {}
+
+
+class OnnxRuntimeCudaExecution(OnnxRuntimeExecution):
+    """The same on the stream that the engine was loaded for. Made by `OnnxRuntimeCudaEngine.bind`."""
+
+    def __init__(
+        self,
+        session: Any,
+        binding: Any,
+        tensors: Mapping[str, Tensor],
+        name: str,
+        *,
+        stream: int,
+    ) -> None:
+        super().__init__(session, binding, tensors, name)
+        self._stream = stream
+        # Without this the library waits for the stream at the end of every run.
+        self._options.add_run_config_entry('disable_synchronize_execution_providers', '1')
+
+    def enqueue(self, stream: int = 0) -> None:
+        """Order one run on the CUDA stream of this handle and return at once.
+
+        The first run takes memory from the library's arena, so it must not be captured by a CUDA graph.
+
+        Raises:
+            EngineError: It is not the stream that the engine was loaded for (`wrong_stream`), the network failed, or
+                the execution is closed (`closed`).
+        """
+        if stream != self._stream:
+            raise _wrong_stream(self._name, stream)
+        super().enqueue(stream)
+
+
+class _OnnxRuntimeBase:
+    """One session, its tensors, and how it ends."""
+
+    def __init__(
+        self,
+        onnx_path: Path,
+        options: Any,
+        providers: Sequence[Any],
+        *,
+        element_types: Mapping[str, str],
+        expected: str,
+        next_step: str,
+    ) -> None:
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.use_deterministic_compute = True
         # Idle threads sleep instead of spinning: between two inferences the processor belongs to the cameras.
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
         options.log_severity_level = _FATAL_ONLY
         self._name = onnx_path.name
         try:
             session = onnxruntime.InferenceSession(
-                str(onnx_path), options, providers=['CPUExecutionProvider']
+                str(onnx_path), options, providers=list(providers)
             )
         except _FAULTS as fault:
             raise EngineError(
                 str(onnx_path),
-                got=_first_line(fault),
-                expected=f'a network that ONNX Runtime {onnxruntime.__version__} can load',
-                next_step='Check the file with `vla-policy check`, or export it with an older opset.',
+                got=first_line(fault),
+                expected=expected,
+                next_step=next_step,
                 code='not_loadable',
             ) from fault
         self._session: Any = session
-        self._inputs = tuple(_spec(value, self._name) for value in session.get_inputs())
-        self._outputs = tuple(_spec(value, self._name) for value in session.get_outputs())
+        self._inputs = tuple(_spec(v, self._name, element_types) for v in session.get_inputs())
+        self._outputs = tuple(_spec(v, self._name, element_types) for v in session.get_outputs())
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -87,7 +167,63 @@ class OnnxRuntimeEngine:
         """Output tensors; a free dimension is None."""
         return self._outputs
 
-    def bind(self, tensors: Mapping[str, Array]) -> OnnxRuntimeExecution:
+    @property
+    def workspace_bytes(self) -> int:
+        """0: the library takes its memory itself."""
+        return 0
+
+    def close(self) -> None:
+        """Free the network; may be called twice."""
+        self._session = None
+
+    def _bind(self, tensors: Mapping[str, Tensor]) -> Any:
+        """Return the library's binding of every input and output to its buffer."""
+        if self._session is None:
+            raise closed_error(self._name)
+        check_names(self._name, (*self._inputs, *self._outputs), tensors)
+        binding = self._session.io_binding()
+        for spec in self._inputs:
+            binding.bind_input(spec.name, *self._place(spec, tensors[spec.name]))
+        for spec in self._outputs:
+            binding.bind_output(spec.name, *self._place(spec, tensors[spec.name]))
+        return binding
+
+    def _place(self, spec: TensorSpec, tensor: Tensor) -> _Place:
+        """Return a buffer as the library's binding takes it."""
+        raise NotImplementedError
+
+
+class OnnxRuntimeEngine(_OnnxRuntimeBase):
+    """One network in ONNX Runtime's CPU provider.
+
+    Args:
+        onnx_path: The ONNX file.
+        settings: `threads` counts: threads of one run, the caller's included; 0 takes one per physical core.
+
+    Raises:
+        EngineError: The file cannot be loaded (`not_loadable`), or has inputs or outputs of an element type that
+            numpy does not have (`unsupported_type`).
+    """
+
+    def __init__(self, onnx_path: Path, *, settings: EngineSettings = DEFAULT_SETTINGS) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = settings.threads
+        options.use_deterministic_compute = True
+        super().__init__(
+            onnx_path,
+            options,
+            ['CPUExecutionProvider'],
+            element_types=_ELEMENT_TYPES,
+            expected=f'a network that ONNX Runtime {onnxruntime.__version__} can load',
+            next_step='Check the file with `vla-policy check`, or export it with an older opset.',
+        )
+
+    def bind(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        workspace: DeviceTensor | None = None,  # noqa: ARG002 - for engines on a device
+    ) -> OnnxRuntimeExecution:
         """Bind every input and output to a C-contiguous buffer, which is read and written where it lies.
 
         Raises:
@@ -95,72 +231,81 @@ class OnnxRuntimeEngine:
                 C-contiguous.
             EngineError: The engine is closed (`closed`).
         """
-        if self._session is None:
-            raise _closed(self._name)
-        known = {spec.name for spec in (*self._inputs, *self._outputs)}
-        if known != set(tensors):
-            raise SpecMismatchError(
-                f'network {self._name!r}',
-                got=f'buffers for {", ".join(sorted(tensors)) or "nothing"}',
-                expected=f'one for each of {", ".join(sorted(known))}',
-                next_step='Map every input and output in bundle.yaml.',
-                code='wrong_names',
-            )
-        binding = self._session.io_binding()
-        for spec in self._inputs:
-            binding.bind_input(spec.name, *_place(spec, tensors[spec.name]))
-        for spec in self._outputs:
-            binding.bind_output(spec.name, *_place(spec, tensors[spec.name]))
-        return OnnxRuntimeExecution(self._session, binding, dict(tensors), self._name)
+        return OnnxRuntimeExecution(self._session, self._bind(tensors), tensors, self._name)
 
-    def close(self) -> None:
-        """Free the network; may be called twice."""
-        self._session = None
+    def _place(self, spec: TensorSpec, tensor: Tensor) -> _Place:
+        buffer = host_array(spec, tensor)
+        return 'cpu', 0, buffer.dtype.type, list(buffer.shape), buffer.ctypes.data
 
 
-class OnnxRuntimeExecution:
-    """A session, and the buffers it is bound to. Made by `OnnxRuntimeEngine.bind`."""
+class OnnxRuntimeCudaEngine(_OnnxRuntimeBase):
+    """One network in ONNX Runtime's CUDA provider, on the current GPU and on one stream.
 
-    def __init__(self, session: Any, binding: Any, tensors: dict[str, Array], name: str) -> None:
-        self._session = session
-        self._binding = binding
-        self._tensors = tensors  # the library holds their addresses only
-        self._name = name
-        self._options = onnxruntime.RunOptions()
-        self._options.log_severity_level = _FATAL_ONLY
+    A node that would run on the CPU is refused at load, because every run would wait for copies.
 
-    def enqueue(self, stream: Any = None) -> None:  # noqa: ARG002 - the host has no streams
-        """Run once and return when the bound outputs are written.
+    Args:
+        onnx_path: The ONNX file.
+        settings: `stream` counts and must be given: the library orders all runs on the stream it is loaded for.
+
+    Raises:
+        GpuError: There is no NVIDIA driver (`no_driver`).
+        EngineError: This ONNX Runtime has no CUDA provider or cannot start it (`no_provider`), no stream is given
+            (`wrong_stream`), the file cannot be loaded or has nodes that the provider cannot run (`not_loadable`), or
+            inputs or outputs of another element type than numpy's and bfloat16 (`unsupported_type`).
+    """
+
+    def __init__(self, onnx_path: Path, *, settings: EngineSettings = DEFAULT_SETTINGS) -> None:
+        require_driver()
+        if _CUDA not in onnxruntime.get_available_providers():
+            raise _no_provider(', '.join(onnxruntime.get_available_providers()))
+        if not settings.stream:
+            raise _wrong_stream(onnx_path.name, settings.stream)
+        self._stream = settings.stream
+        self._device = current_index()
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry('session.disable_cpu_ep_fallback', '1')
+        facts = {'device_id': str(self._device), 'user_compute_stream': str(self._stream)}
+        super().__init__(
+            onnx_path,
+            options,
+            [(_CUDA, facts)],
+            element_types=_DEVICE_TYPES,
+            expected='a network whose every node runs in the CUDA provider',
+            next_step='Export the stage with fixed shapes, or run it with engine tensorrt or torch.',
+        )
+        # The library goes on with the CPU when it cannot load CUDA or cuDNN.
+        if self._session.get_providers()[0] != _CUDA:
+            raise _no_provider('a provider that does not start')
+
+    def bind(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        workspace: DeviceTensor | None = None,  # noqa: ARG002 - the library has an arena of its own
+    ) -> OnnxRuntimeCudaExecution:
+        """Bind every input and output to device memory, which is read and written where it lies.
 
         Raises:
-            EngineError: The network failed, or the execution is closed (`closed`).
+            SpecMismatchError: A tensor is missing, unknown, of another shape or element type, or on the host.
+            EngineError: The engine is closed (`closed`).
         """
-        if self._session is None:
-            raise _closed(self._name)
-        try:
-            self._session.run_with_iobinding(self._binding, self._options)
-        except _FAULTS as fault:
-            raise EngineError(
-                f'network {self._name!r}',
-                got=_first_line(fault),
-                expected='outputs of the bound shapes',
-                next_step='Run `vla-policy check` on the bundle.',
-            ) from fault
+        return OnnxRuntimeCudaExecution(
+            self._session, self._bind(tensors), tensors, self._name, stream=self._stream
+        )
 
-    def close(self) -> None:
-        """Release the binding; may be called twice."""
-        self._session = None
-        self._binding = None
-        self._tensors = {}
+    def _place(self, spec: TensorSpec, tensor: Tensor) -> _Place:
+        buffer = device_tensor(spec, tensor)
+        element = _ONNX_BFLOAT16 if spec.dtype == 'bfloat16' else np.dtype(spec.dtype).type
+        return 'cuda', self._device, element, list(buffer.shape), buffer.address
 
 
-def _spec(value: Any, network: str) -> TensorSpec:
-    dtype = _ELEMENT_TYPES.get(value.type)
+def _spec(value: Any, network: str, element_types: Mapping[str, str]) -> TensorSpec:
+    dtype = element_types.get(value.type)
     if dtype is None:
         raise EngineError(
             f'network {network!r}, tensor {value.name!r}',
             got=value.type,
-            expected=f'one of {", ".join(_ELEMENT_TYPES)}',
+            expected=f'one of {", ".join(element_types)}',
             next_step='Export the network with float32 inputs and outputs; casts inside are free.',
             code='unsupported_type',
         )
@@ -168,28 +313,21 @@ def _spec(value: Any, network: str) -> TensorSpec:
     return TensorSpec(value.name, shape, dtype)
 
 
-def _place(spec: TensorSpec, buffer: Array) -> tuple[str, int, Any, list[int], int]:
-    spec.validate(buffer)
-    if not buffer.flags.c_contiguous:
-        raise SpecMismatchError(
-            f'tensor {spec.name!r}',
-            got='a buffer with gaps',
-            expected='a C-contiguous one',
-            next_step='Bind a whole array, not a slice of one.',
-            code='not_contiguous',
-        )
-    return 'cpu', 0, buffer.dtype.type, list(buffer.shape), buffer.ctypes.data
-
-
-def _closed(name: str) -> EngineError:
+def _no_provider(got: str) -> EngineError:
     return EngineError(
-        f'network {name!r}',
-        got='a call after close()',
-        expected='an open engine',
-        next_step='Load the engine again.',
-        code='closed',
+        'engine onnxruntime_cuda',
+        got=f'{got} in ONNX Runtime {onnxruntime.__version__}',
+        expected=f'{_CUDA}, and the CUDA and cuDNN libraries it is made for',
+        next_step='Uninstall onnxruntime and run `pip install onnxruntime-gpu`.',
+        code='no_provider',
     )
 
 
-def _first_line(fault: Exception) -> str:
-    return str(fault).partition('\n')[0]
+def _wrong_stream(network: str, stream: int) -> EngineError:
+    return EngineError(
+        f'network {network!r}',
+        got=f'stream {stream:#x}',
+        expected='one stream, the same at load and in every run, and not the default one',
+        next_step='Give its handle in EngineSettings.stream.',
+        code='wrong_stream',
+    )

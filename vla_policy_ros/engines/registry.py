@@ -9,46 +9,89 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from vla_policy_ros.core.engine import Engine
+from vla_policy_ros.core.engine import Engine, Memory
 from vla_policy_ros.core.errors import ConfigurationError, MissingDependencyError
+from vla_policy_ros.engines.settings import DEFAULT_SETTINGS, EngineSettings
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """Where an engine's class is, and which library it needs."""
+    """Where an engine's class is, where its tensors are, and which library it needs."""
 
     module: str
     class_name: str
+    memory: Memory
     library: str
     install: str
 
 
+_ORT = 'vla_policy_ros.engines.onnxruntime'
+_TENSORRT = 'vla_policy_ros.engines.tensorrt'
+_TORCH = 'vla_policy_ros.engines.torch'
 _ENTRIES = {
     'onnxruntime': _Entry(
-        module='vla_policy_ros.engines.onnxruntime',
-        class_name='OnnxRuntimeEngine',
-        library='onnxruntime',
-        install='pip install onnxruntime',
+        _ORT, 'OnnxRuntimeEngine', 'host', 'onnxruntime', 'pip install onnxruntime'
     ),
+    'onnxruntime_cuda': _Entry(
+        _ORT, 'OnnxRuntimeCudaEngine', 'device', 'onnxruntime', 'pip install onnxruntime-gpu'
+    ),
+    'tensorrt': _Entry(
+        _TENSORRT, 'TensorRTEngine', 'device', 'tensorrt', 'pip install tensorrt-cu12'
+    ),
+    'tensorrt_rtx': _Entry(
+        _TENSORRT, 'TensorRTRtxEngine', 'device', 'tensorrt_rtx', 'pip install tensorrt-rtx'
+    ),
+    'torch': _Entry(_TORCH, 'TorchEngine', 'device', 'torch', 'pip install torch'),
+    'torch_compile': _Entry(_TORCH, 'TorchCompileEngine', 'device', 'torch', 'pip install torch'),
+    'torch_cpu': _Entry(_TORCH, 'TorchCpuEngine', 'host', 'torch', 'pip install torch'),
 }
 
 ENGINES = tuple(_ENTRIES)
 """Names that `load_engine` takes."""
 
 
-def load_engine(name: str, onnx_path: Path, *, threads: int = 0) -> Engine:
+def engine_memory(name: str) -> Memory:
+    """Return where an engine reads and writes its tensors; imports nothing.
+
+    Raises:
+        ConfigurationError: There is no engine of that name (`unknown_engine`).
+    """
+    return _find(name).memory
+
+
+def engine_library(name: str) -> str:
+    """Return the module that an engine needs; imports nothing.
+
+    Raises:
+        ConfigurationError: There is no engine of that name (`unknown_engine`).
+    """
+    return _find(name).library
+
+
+def load_engine(
+    name: str, onnx_path: Path, *, settings: EngineSettings = DEFAULT_SETTINGS
+) -> Engine:
     """Load one network.
+
+    Device engines are loaded, bound and run with their device current on the calling thread.
 
     Args:
         name: One of `ENGINES`.
         onnx_path: The ONNX file; weights beside it are found by the engine.
-        threads: Threads of one run; 0 leaves the choice to the engine.
+        settings: How it is loaded.
 
     Raises:
         ConfigurationError: There is no engine of that name (`unknown_engine`).
         MissingDependencyError: Its library is not installed.
         EngineError: The network cannot be loaded.
+        GpuError: There is no GPU or driver for a device engine.
     """
+    entry = _find(name)
+    factory = getattr(_import(name, entry), entry.class_name)
+    return cast('Engine', factory(onnx_path, settings=settings))
+
+
+def _find(name: str) -> _Entry:
     entry = _ENTRIES.get(name)
     if entry is None:
         raise ConfigurationError(
@@ -58,8 +101,7 @@ def load_engine(name: str, onnx_path: Path, *, threads: int = 0) -> Engine:
             next_step='Choose one of these.',
             code='unknown_engine',
         )
-    factory = getattr(_import(name, entry), entry.class_name)
-    return cast('Engine', factory(onnx_path, threads=threads))
+    return entry
 
 
 def _import(name: str, entry: _Entry) -> ModuleType:
