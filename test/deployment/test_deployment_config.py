@@ -50,9 +50,21 @@ def test_the_bundle_lies_relative_to_the_file(tmp_path, given, expected):
     assert deployment.policy.bundle == str((tmp_path / expected).resolve())
 
 
+def test_plans_lie_relative_to_the_file(tmp_path):
+    policy = {'bundle': 'sample', 'plan_folder': 'plans'}
+    deployment = load_deployment(write(tmp_path, {'policy': policy}))
+    assert deployment.policy.bundle == 'sample'
+    assert deployment.policy.plan_folder == str((tmp_path / 'plans').resolve())
+    assert load_deployment(write(tmp_path, MINIMAL)).policy.plan_folder == ''
+
+
 @pytest.mark.parametrize(
     ('change', 'place', 'code'),
     [
+        ({'policy': {'bundle': 'a', 'jpeg': 'gpu'}}, 'policy.jpeg', 'bad_value'),
+        ({'policy': {'bundle': 'a', 'precision': 'half'}}, 'policy.precision', 'bad_value'),
+        ({'policy': {'bundle': 'a', 'cuda_graph': 'maybe'}}, 'policy.cuda_graph', 'bad_value'),
+        ({'policy': {'bundle': 'a', 'device': -1}}, 'policy.device', 'bad_value'),
         ({'policy': {}}, 'policy.bundle', 'missing_key'),
         ({'policy': {'bundle': ''}}, 'policy.bundle', 'bad_value'),
         ({'policy': {'bundle': 'a', 'slots': 11}}, 'policy', 'bad_value'),

@@ -24,6 +24,7 @@ from vla_policy_ros.core.errors import (
     StateError,
 )
 from vla_policy_ros.core.frame import Frame
+from vla_policy_ros.engines.registry import load_engine
 from vla_policy_ros.policies.engine_policy import EnginePolicy
 from vla_policy_ros.policies.inputs import example_observation
 
@@ -163,18 +164,14 @@ def test_latencies_sum_the_steps_of_each_stage(flow):
     ]
 
 
-def test_one_file_for_two_stages_is_loaded_once(flow, monkeypatch):
-    from vla_policy_ros.policies import stages
-
+def test_one_file_for_two_stages_is_loaded_once(flow):
     calls = []
-    load = stages.load_engine
 
-    def counting(name, path, *, threads):
+    def counting(name, path, *, settings):
         calls.append(path.name)
-        return load(name, path, threads=threads)
+        return load_engine(name, path, settings=settings)
 
-    monkeypatch.setattr(stages, 'load_engine', counting)
-    policy = EnginePolicy(flow)
+    EnginePolicy(flow, load=counting)
     twice = flow.manifest.model_copy(
         update={
             'stages': (
@@ -183,9 +180,8 @@ def test_one_file_for_two_stages_is_loaded_once(flow, monkeypatch):
             )
         }
     )
-    EnginePolicy(dataclasses.replace(flow, manifest=twice))
+    EnginePolicy(dataclasses.replace(flow, manifest=twice), load=counting)
     assert calls == ['encoder.onnx', 'velocity.onnx', 'decoder.onnx'] * 2
-    policy.close()
 
 
 @pytest.mark.parametrize(
@@ -262,13 +258,25 @@ def test_calls_after_close_are_refused(plain):
         assert caught.value.code == 'closed'
 
 
-def test_unknown_settings_are_refused(plain):
-    with pytest.raises(ConfigurationError, match=r"'gpu'.*one of cpu") as caught:
-        EnginePolicy(plain, preprocess='gpu')
-    assert caught.value.code == 'unknown_preprocess'
-    with pytest.raises(ConfigurationError) as caught:
-        EnginePolicy(plain, engine='warp')
-    assert caught.value.code == 'unknown_engine'
+@pytest.mark.parametrize(
+    ('settings', 'code', 'told'),
+    [
+        ({'engine': 'warp'}, 'unknown_engine', 'one of onnxruntime'),
+        ({'preprocess': 'warp'}, 'unknown_preprocess', 'one of cpu, gpu'),
+        ({'jpeg': 'warp'}, 'unknown_jpeg', 'one of cpu, nvjpeg'),
+        ({'preprocess': 'gpu'}, 'needs_device_engine', 'onnxruntime_cuda, tensorrt'),
+        ({'engine': 'tensorrt', 'jpeg': 'nvjpeg'}, 'needs_gpu_preprocess', 'preprocess: gpu'),
+    ],
+)
+def test_choices_that_do_not_exist_or_go_together_are_refused(plain, settings, code, told):
+    with pytest.raises(ConfigurationError, match=told) as caught:
+        EnginePolicy(plain, **settings)
+    assert caught.value.code == code
+
+
+def test_execution_on_the_host_is_told(plain):
+    facts = EnginePolicy(plain).execution
+    assert (facts.memory, facts.cuda_graph, str(facts)) == ('host', False, 'on the host')
 
 
 def test_steady_state_allocates_nothing_of_an_images_size(plain):

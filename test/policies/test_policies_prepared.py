@@ -60,5 +60,13 @@ def test_slots_are_used_again_and_again(slots):
 def test_image_says_whose_and_when_it_is(slots):
     image = slots.prepare(make_frame(51, stamp_ns=7))
     assert (image.camera, image.stamp_ns) == (CAMERA, 7)
-    assert slots.owns(image)
     np.testing.assert_allclose(image.image, 0.2, rtol=1e-6)
+
+
+def test_image_is_copied_to_its_place_only_by_the_slots_it_lies_in(slots):
+    camera = Manifest.model_validate({**direct_manifest(), 'files': {}}).cameras[0]
+    out = np.zeros((3, 8, 8), np.float32)
+    assert not CameraSlots(camera, 1).copy(slots.prepare(make_frame(51)), out)
+    assert (out == 0).all()
+    assert slots.copy(slots.prepare(make_frame(51)), out)
+    np.testing.assert_allclose(out, 0.2, rtol=1e-6)

@@ -5,7 +5,10 @@ from support.bundles import direct_manifest, make_observation, write_direct_bund
 
 from vla_policy_ros.bundle.probe import Probe, make_probe, write_probe
 from vla_policy_ros.bundle.writer import write_bundle
-from vla_policy_ros.core.errors import BundleError, ConfigurationError
+from vla_policy_ros.core.errors import BundleError, ConfigurationError, GpuError
+from vla_policy_ros.engines.registry import ENGINES, engine_memory
+from vla_policy_ros.engines.settings import EngineSettings
+from vla_policy_ros.gpu.driver import find_driver
 from vla_policy_ros.policies.engine_policy import EnginePolicy
 from vla_policy_ros.policies.hold import HoldPolicy
 from vla_policy_ros.policies.registry import POLICY_ENGINES, load_policy
@@ -16,9 +19,11 @@ def bundle(tmp_path):
     return write_direct_bundle(tmp_path)
 
 
-@pytest.mark.parametrize('engine', POLICY_ENGINES)
+@pytest.mark.parametrize('engine', ['onnxruntime', 'none'])
 def test_every_engine_gives_a_policy_of_the_bundles_spec(bundle, engine):
-    policy = load_policy(str(bundle.folder), engine=engine, slots=2, threads=1)
+    assert engine in POLICY_ENGINES
+    settings = EngineSettings(threads=1)
+    policy = load_policy(str(bundle.folder), engine=engine, slots=2, settings=settings)
     assert policy.spec == bundle.spec
     policy.warmup()
     assert policy.infer(make_observation(bundle)).horizon == 4
@@ -47,7 +52,19 @@ def test_unknown_names_are_refused(bundle):
     assert caught.value.code == 'unknown_engine'
     with pytest.raises(ConfigurationError) as caught:
         load_policy(bundle.folder, preprocess='gpu')
-    assert caught.value.code == 'unknown_preprocess'
+    assert caught.value.code == 'needs_device_engine'
+    with pytest.raises(ConfigurationError) as caught:
+        load_policy(bundle.folder, jpeg='nvjpeg')
+    assert caught.value.code == 'needs_gpu_preprocess'
+
+
+@pytest.mark.parametrize('engine', [name for name in ENGINES if engine_memory(name) == 'device'])
+def test_without_a_gpu_a_device_engine_is_one_clear_error(bundle, engine):
+    if find_driver():
+        pytest.skip('there is a GPU')
+    with pytest.raises(GpuError, match='CPU') as caught:
+        load_policy(bundle.folder, engine=engine, preprocess='gpu')
+    assert caught.value.code == 'no_driver'
 
 
 def test_policy_that_fails_its_probe_is_not_handed_out(bundle, monkeypatch):
@@ -64,3 +81,17 @@ def test_policy_that_fails_its_probe_is_not_handed_out(bundle, monkeypatch):
         load_policy(bundle.folder)
     assert caught.value.code == 'probe_failed'
     assert len(closed) == 1
+
+
+@pytest.mark.parametrize(('precision', 'passes'), [(None, False), ('fp32', False), ('bf16', True)])
+def test_probe_is_held_to_the_precision_that_runs(bundle, precision, passes):
+    probe = make_probe(EnginePolicy(bundle), make_observation(bundle))
+    write_probe(bundle.folder / 'probe.npz', Probe(probe.inputs, None, probe.output + 0.01))
+    write_bundle(bundle.folder, {**direct_manifest(), 'probe': 'probe.npz'})
+    settings = EngineSettings(precision=precision)
+    if passes:
+        load_policy(bundle.folder, settings=settings)
+        return
+    with pytest.raises(BundleError) as caught:
+        load_policy(bundle.folder, settings=settings)
+    assert caught.value.code == 'probe_failed'

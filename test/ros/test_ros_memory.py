@@ -14,6 +14,7 @@ from vla_policy_ros.core.clock import MonotonicClock
 from vla_policy_ros.core.frame import Frame
 from vla_policy_ros.datasets.synthetic import SyntheticDataset
 from vla_policy_ros.deployment.config import default_deployment
+from vla_policy_ros.engines.settings import EngineSettings
 from vla_policy_ros.export.untrained import create_untrained_bundle
 from vla_policy_ros.policies.engine_policy import EnginePolicy
 from vla_policy_ros.ros.cdr import read_compressed_image, read_image
@@ -46,7 +47,7 @@ class Line:
     """A policy and its pipeline, fed one whole set at a time; outcomes are counted and let go."""
 
     def __init__(self, bundle):
-        self.policy = EnginePolicy(bundle, threads=1)
+        self.policy = EnginePolicy(bundle, settings=EngineSettings(threads=1))
         self.num_chunks = self.num_refused = self.num_sets = 0
         self.pipeline = PolicyPipeline(
             self.policy,

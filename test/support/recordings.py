@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A short LeRobot recording and a bundle that fits it, made in a second."""
+"""A short LeRobot recording and a bundle that fits it, made in a second, and a deployment that nothing hurries."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+
+import yaml
 
 from vla_policy_ros.datasets.lerobot_writer import LeRobotWriter
 from vla_policy_ros.datasets.synthetic import SyntheticDataset
@@ -39,6 +41,23 @@ def write_recording(folder: Path) -> Recording:
     write_lerobot(folder / 'dataset', source)
     create_untrained_bundle(folder / 'bundle', source, horizon=HORIZON, image_size=32)
     return Recording(folder / 'dataset', folder / 'bundle', source)
+
+
+def write_patient_deployment(path: Path, bundle: Path) -> Path:
+    """Write a deployment file with the usual topics, in which no sample is given up because the machine is busy.
+
+    Everything of a short recording may wait, and a set waits for its last sample for ten seconds.
+    """
+    cameras = yaml.safe_load((bundle / 'bundle.yaml').read_text())['cameras']
+    names = [camera['name'] for camera in cameras]
+    document = {
+        'policy': {'bundle': str(bundle), 'queue': 400, 'slots': 800},
+        'cameras': {name: {'topic': f'/camera/{name}/image_raw'} for name in names},
+        'joint_states': [{'topic': '/joint_states'}],
+        'matching': {'patience_ms': 10_000},
+    }
+    path.write_text(yaml.safe_dump(document))
+    return path
 
 
 def write_lerobot(

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from vla_policy_ros.bundle.manifest import Precision
 from vla_policy_ros.bundle.strict import StrictModel, find_faults, parse, read_yaml
 from vla_policy_ros.core.errors import ConfigurationError, VlaPolicyError
 from vla_policy_ros.core.specs import PolicySpec
@@ -36,9 +37,20 @@ class PolicySettings(StrictModel):
     bundle: str = Field(min_length=1)
     """Folder of the policy bundle, relative to this file; `sample` is the bundle that comes with the package."""
     engine: str = 'onnxruntime'
-    """Engine that runs the stages."""
+    """Engine that runs the stages: onnxruntime, torch_cpu on the host; tensorrt, tensorrt_rtx, onnxruntime_cuda, torch,
+    torch_compile on the GPU; none holds the pose."""
     preprocess: str = 'cpu'
-    """Where images are preprocessed."""
+    """Where images are preprocessed: `cpu`, or `gpu` with an engine on the GPU."""
+    jpeg: Literal['cpu', 'nvjpeg'] = 'cpu'
+    """What decodes JPEG: `cpu`, or `nvjpeg` on the GPU, which takes no PNG and needs `preprocess: gpu`."""
+    precision: Literal['', Precision] = ''
+    """Precision that the engine runs in, where it chooses it; empty: as the bundle says."""
+    plan_folder: str = ''
+    """Folder of TensorRT plans, relative to this file; empty: the engine's own place."""
+    cuda_graph: bool = True
+    """Whether an engine on the GPU runs stages and loop as one captured CUDA graph."""
+    device: int = Field(default=0, ge=0)
+    """Index of the GPU."""
     threads: int = Field(default=0, ge=0)
     """Threads of the engine; 0 lets the engine choose."""
     slots: int = Field(default=16, ge=2)
@@ -185,7 +197,7 @@ def default_deployment(spec: PolicySpec, *, bundle: str) -> Deployment:
 
 
 def load_deployment(path: str | Path) -> Deployment:
-    """Read a deployment file; a relative bundle path is resolved against the file's folder.
+    """Read a deployment file; relative paths in it are resolved against its folder.
 
     Raises:
         ConfigurationError: The file is missing or not YAML, or a key is unknown, missing or has a wrong value.
@@ -228,8 +240,11 @@ def check_deployment(deployment: Deployment, spec: PolicySpec) -> list[VlaPolicy
 
 
 def _resolve(deployment: Deployment, folder: Path) -> Deployment:
-    if deployment.policy.bundle == SAMPLE_BUNDLE:
-        return deployment
-    bundle = str((folder / Path(deployment.policy.bundle).expanduser()).resolve())
-    policy = deployment.policy.model_copy(update={'bundle': bundle})
-    return deployment.model_copy(update={'policy': policy})
+    def resolve(path: str) -> str:
+        return str((folder / Path(path).expanduser()).resolve())
+
+    policy = deployment.policy
+    resolved = {'plan_folder': resolve(policy.plan_folder)} if policy.plan_folder else {}
+    if policy.bundle != SAMPLE_BUNDLE:
+        resolved['bundle'] = resolve(policy.bundle)
+    return deployment.model_copy(update={'policy': policy.model_copy(update=resolved)})

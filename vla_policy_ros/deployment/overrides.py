@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+from vla_policy_ros.bundle.manifest import Precision
 from vla_policy_ros.bundle.strict import StrictModel
 from vla_policy_ros.deployment.config import SAMPLE_BUNDLE, Deployment, PolicySettings
 
@@ -18,6 +19,16 @@ class Overrides(StrictModel):
     """Engine that runs the stages."""
     preprocess: str = ''
     """Where images are preprocessed."""
+    jpeg: Literal['', 'cpu', 'nvjpeg'] = ''
+    """What decodes JPEG."""
+    precision: Literal['', Precision] = ''
+    """Precision that the engine runs in."""
+    plan_folder: str = ''
+    """Folder of TensorRT plans."""
+    cuda_graph: bool = True
+    """Whether a CUDA graph may be used; false wins over the file, true leaves its value."""
+    device: int = -1
+    """Index of the GPU; -1 leaves the file's value."""
     image_transport: Literal['', 'raw', 'compressed'] = ''
     """Transport of every camera; the topic follows: `/compressed` is appended or taken away."""
     chunk_topic: str = ''
@@ -30,7 +41,16 @@ class Overrides(StrictModel):
     def policy_settings(self, given: PolicySettings | None) -> PolicySettings:
         """Return how the policy runs: the given settings (or the defaults) with what these facts replace."""
         base = given or PolicySettings(bundle=SAMPLE_BUNDLE)
-        return base.model_copy(update=_set(engine=self.engine, preprocess=self.preprocess))
+        update: dict[str, Any] = _set(
+            engine=self.engine,
+            preprocess=self.preprocess,
+            jpeg=self.jpeg,
+            precision=self.precision,
+            plan_folder=self.plan_folder,
+        )
+        update['cuda_graph'] = base.cuda_graph and self.cuda_graph
+        update['device'] = base.device if self.device < 0 else self.device
+        return base.model_copy(update=update)
 
     def apply(self, deployment: Deployment) -> Deployment:
         """Return the deployment with what these facts replace."""

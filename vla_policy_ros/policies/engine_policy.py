@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 
 from vla_policy_ros.bundle.bundle import Bundle
-from vla_policy_ros.bundle.graph import observation_tensors
 from vla_policy_ros.bundle.normalization import ActionDenormalizer
 from vla_policy_ros.core.chunk import ActionChunk
 from vla_policy_ros.core.clock import Clock, MonotonicClock
@@ -16,12 +17,19 @@ from vla_policy_ros.core.errors import ConfigurationError, EngineError
 from vla_policy_ros.core.frame import Frame, PreparedFrame
 from vla_policy_ros.core.observation import Observation
 from vla_policy_ros.core.specs import Array, PolicySpec
-from vla_policy_ros.policies.inputs import ObservationInput, example_observation
-from vla_policy_ros.policies.pool import make_pool
-from vla_policy_ros.policies.stages import StageChain
+from vla_policy_ros.engines.registry import ENGINES, engine_memory, load_engine
+from vla_policy_ros.engines.settings import DEFAULT_SETTINGS, EngineSettings
+from vla_policy_ros.gpu.interfaces import Device
+from vla_policy_ros.policies.device_runner import DeviceRunner
+from vla_policy_ros.policies.host_runner import HostRunner
+from vla_policy_ros.policies.inputs import example_observation
+from vla_policy_ros.policies.runner import ExecutionFacts, Runner
+from vla_policy_ros.policies.stages import EngineLoader
 
-PREPROCESSORS = ('cpu',)
+PREPROCESSORS = ('cpu', 'gpu')
 """Names that `preprocess` takes."""
+JPEG_DECODERS = ('cpu', 'nvjpeg')
+"""Names that `jpeg` takes."""
 
 _NO_STATE = np.zeros(0, np.float32)
 
@@ -32,15 +40,21 @@ class EnginePolicy:
     Args:
         bundle: The bundle.
         engine: Name of the engine, one of `engines.registry.ENGINES`.
-        preprocess: Where images are preprocessed, one of `PREPROCESSORS`.
+        preprocess: Where images are preprocessed, one of `PREPROCESSORS`; `gpu` needs an engine in device memory.
         slots: Images per camera that may be prepared and not yet let go.
-        threads: Threads of one network run; 0 leaves the choice to the engine.
+        settings: How networks are loaded.
+        cuda_graph: Whether a device engine's stages and loop are captured in one CUDA graph.
+        jpeg: What decodes JPEG, one of `JPEG_DECODERS`; `nvjpeg` needs `preprocess` on the GPU.
+        device: The GPU of a device engine: one that stays the caller's to close, or the index of one to open.
         clock: Measures the stages; the machine's monotonic clock when none is given.
+        load: Loads a network; for tests.
 
     Raises:
-        ConfigurationError: The engine or the preprocessor is unknown.
+        ConfigurationError: A name is unknown (`unknown_engine`, `unknown_preprocess`, `unknown_jpeg`), or a choice
+            needs another one (`needs_device_engine`, `needs_gpu_preprocess`).
         MissingDependencyError: The engine's library is not installed.
         EngineError: A network cannot be loaded.
+        GpuError: There is no GPU or driver, or not enough memory.
     """
 
     def __init__(
@@ -50,33 +64,49 @@ class EnginePolicy:
         engine: str = 'onnxruntime',
         preprocess: str = 'cpu',
         slots: int = 8,
-        threads: int = 0,
+        settings: EngineSettings = DEFAULT_SETTINGS,
+        cuda_graph: bool = True,
+        jpeg: str = 'cpu',
+        device: Device | int = 0,
         clock: Clock | None = None,
+        load: EngineLoader = load_engine,
     ) -> None:
-        if preprocess not in PREPROCESSORS:
-            raise ConfigurationError(
-                'preprocess',
-                got=repr(preprocess),
-                expected=f'one of {", ".join(PREPROCESSORS)}',
-                next_step='Choose one of these.',
-                code='unknown_preprocess',
-            )
+        _check_choices(engine, preprocess=preprocess, jpeg=jpeg)
         self.bundle = bundle
         self._clock = clock or MonotonicClock()
-        self._pool = make_pool(bundle)
-        self._input = ObservationInput(bundle, self._pool, slots=slots)
         action, state = bundle.manifest.action, bundle.manifest.state
         self._denormalizer = ActionDenormalizer(action, state, bundle.statistics)
-        self._raw_action = self._pool[action.tensor]
-        self._chain = StageChain(
-            bundle, self._pool, engine=engine, threads=threads, clock=self._clock
-        )
         self._is_open = True
+        with ExitStack() as undo:
+            make: Callable[..., Runner] = HostRunner
+            if engine_memory(engine) == 'device':
+                make = partial(
+                    DeviceRunner,
+                    device=_take_device(device, undo),
+                    preprocess=preprocess,
+                    cuda_graph=cuda_graph,
+                    jpeg=jpeg,
+                )
+            self._runner = make(
+                bundle,
+                engine=engine,
+                slots=slots,
+                settings=settings,
+                clock=self._clock,
+                load=load,
+            )
+            undo.callback(self._runner.close)
+            self._undo = undo.pop_all()
 
     @property
     def spec(self) -> PolicySpec:
         """What it takes and what it gives."""
         return self.bundle.spec
+
+    @property
+    def execution(self) -> ExecutionFacts:
+        """How it really runs."""
+        return self._runner.execution
 
     def prepare(self, frame: Frame) -> PreparedFrame:
         """Preprocess one image ahead of its inference into a slot; any thread may call it.
@@ -86,10 +116,12 @@ class EnginePolicy:
             EngineError: The policy is closed (`closed`).
         """
         self._check_open()
-        return self._input.prepare(frame)
+        return self._runner.prepare(frame)
 
     def warmup(self) -> None:
-        """Run once on black images and a zero state."""
+        """Make ready for every pixel format, and run once on black images and a zero state."""
+        self._check_open()
+        self._runner.prepare_formats()
         self.infer(example_observation(self.bundle))
 
     def infer(self, observation: Observation) -> ActionChunk:
@@ -100,20 +132,23 @@ class EnginePolicy:
             StateError: The state has another shape or is not finite.
             InstructionError: The instruction cannot be used.
             EngineError: A network failed, or the policy is closed (`closed`).
+            GpuError: The GPU failed.
             ChunkRejectedError: The actions are not finite.
         """
         self._check_open()
+        runner = self._runner
         started_ns = self._clock.now_ns()
-        self._input.write(observation)
-        self._chain.draw_noise(observation.stamp_ns)
-        latencies_ns = {'preprocess': self._clock.now_ns() - started_ns}
-        self._chain.run()
-        latencies_ns.update(self._chain.latencies_ns)
+        runner.write(observation)
+        runner.draw_noise(observation.stamp_ns)
+        written_ns = self._clock.now_ns()
+        runner.run()
+        latencies_ns = {'preprocess': 0, **runner.latencies_ns}
+        latencies_ns['preprocess'] += written_ns - started_ns
         started_ns = self._clock.now_ns()
         action = self.spec.action
         actions = np.empty((action.horizon, len(action.columns)), np.float32)
         state_row = observation.state[-1] if self.spec.observation.state else _NO_STATE
-        self._denormalizer.write(self._raw_action[0], state_row, actions)
+        self._denormalizer.write(runner.raw_action[0], state_row, actions)
         latencies_ns['postprocess'] = self._clock.now_ns() - started_ns
         return ActionChunk.answer(
             observation, actions, spec=self.spec, stage_latencies_ns=latencies_ns
@@ -126,13 +161,9 @@ class EnginePolicy:
             VlaPolicyError: As infer().
         """
         self._check_open()
-        self._input.write(observation)
-        self._chain.draw_noise(observation.stamp_ns)
-        names = observation_tensors(self.bundle.manifest)
-        noise = self._chain.noise
-        return {name: self._pool[name].copy() for name in names}, (
-            None if noise is None else noise.copy()
-        )
+        self._runner.write(observation)
+        self._runner.draw_noise(observation.stamp_ns)
+        return self._runner.read_inputs()
 
     def run_pool(self, inputs: Mapping[str, Array], noise: Array | None) -> Array:
         """Run stages and loop on given tensors and noise; return a copy of the action tensor, (1, K, W).
@@ -141,21 +172,18 @@ class EnginePolicy:
             EngineError: A network failed, or the policy is closed (`closed`).
         """
         self._check_open()
-        for name, value in inputs.items():
-            np.copyto(self._pool[name], value)
-        if noise is not None and self._chain.noise is not None:
-            np.copyto(self._chain.noise, noise)
-        self._chain.run()
-        output: Array = self._raw_action.copy()
+        self._runner.write_inputs(inputs, noise)
+        self._runner.run()
+        output: Array = self._runner.raw_action.copy()
         return output
 
     def reset(self) -> None:
         """Do nothing: nothing of an observation outlives its chunk."""
 
     def close(self) -> None:
-        """Free the engines; may be called twice."""
+        """Free engines and buffers, and the GPU where the policy opened it; may be called twice."""
         self._is_open = False
-        self._chain.close()
+        self._undo.close()
 
     def _check_open(self) -> None:
         if not self._is_open:
@@ -166,3 +194,51 @@ class EnginePolicy:
                 next_step='Load the policy again.',
                 code='closed',
             )
+
+
+def _check_choices(engine: str, *, preprocess: str, jpeg: str) -> None:
+    """Refuse names that are not known, and choices that do not go together; imports no library."""
+    memory = engine_memory(engine)
+    for key, name, known in (
+        ('preprocess', preprocess, PREPROCESSORS),
+        ('jpeg', jpeg, JPEG_DECODERS),
+    ):
+        if name not in known:
+            raise ConfigurationError(
+                key,
+                got=repr(name),
+                expected=f'one of {", ".join(known)}',
+                next_step='Choose one of these.',
+                code=f'unknown_{key}',
+            )
+    if preprocess == 'gpu' and memory == 'host':
+        raise ConfigurationError(
+            'preprocess',
+            got=f"'gpu' with engine {engine!r}, which reads host memory",
+            expected=f'an engine on the GPU: {", ".join(_device_engines())}',
+            next_step='Choose one of these engines, or preprocess: cpu.',
+            code='needs_device_engine',
+        )
+    if jpeg == 'nvjpeg' and preprocess == 'cpu':
+        raise ConfigurationError(
+            'jpeg',
+            got="'nvjpeg' with preprocess 'cpu'",
+            expected='images that are preprocessed on the GPU',
+            next_step='Choose preprocess: gpu, or jpeg: cpu.',
+            code='needs_gpu_preprocess',
+        )
+
+
+def _device_engines() -> list[str]:
+    return [name for name in ENGINES if engine_memory(name) == 'device']
+
+
+def _take_device(device: Device | int, undo: ExitStack) -> Device:
+    """Return the device; one that is opened here is closed by `undo`."""
+    if not isinstance(device, int):
+        return device
+    from vla_policy_ros.gpu.device import open_device
+
+    opened = open_device(device)
+    undo.callback(opened.close)
+    return opened

@@ -3,31 +3,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from vla_policy_ros.bundle.bundle import Bundle
+from vla_policy_ros.bundle.geometry import CenterCrop, Crop, Resize
 from vla_policy_ros.bundle.instruction import InstructionEncoder
-from vla_policy_ros.bundle.manifest import Camera, CenterCrop, Crop, Resize
+from vla_policy_ros.bundle.manifest import Camera
 from vla_policy_ros.bundle.normalization import StateNormalizer
 from vla_policy_ros.core.errors import ImageError, StateError
 from vla_policy_ros.core.frame import Frame, PreparedFrame
 from vla_policy_ros.core.observation import Instruction, Observation
 from vla_policy_ros.core.specs import Array
-from vla_policy_ros.policies.prepared import CameraSlots, PreparedImage
+from vla_policy_ros.policies.prepared import CameraSlots
+
+EntryT = TypeVar('EntryT')
+EntryT_contra = TypeVar('EntryT_contra', contravariant=True)
 
 
-class CameraInput:
-    """Fills one camera's pool tensor, entry by entry of its history."""
+class ImageSlots(Protocol[EntryT_contra]):
+    """One camera's preprocessor with its slots; entries of the pool are arrays or device buffers."""
 
-    def __init__(self, camera: Camera, tensor: Array, *, slots: int) -> None:
-        self.slots = CameraSlots(camera, slots)
-        self._name = camera.name
-        frames, (height, width) = len(camera.history_ns), camera.size
-        chw = camera.layout == 'chw'
-        shape = (3, height, width) if chw else (height, width, 3)
-        self._entries = tensor.reshape(frames, *shape)  # views of the pool
+    def prepare(self, frame: Frame) -> PreparedFrame:
+        """Preprocess one image into a free slot; any thread may call it."""
+
+    def copy(self, image: PreparedFrame, out: EntryT_contra) -> bool:
+        """Copy a prepared image to its place in the pool; return whether it lies in one of these slots."""
+
+    def run(self, frame: Frame, out: EntryT_contra) -> None:
+        """Preprocess one image straight to its place in the pool."""
+
+
+class ImageInput(Protocol):
+    """Fills one camera's pool tensor."""
+
+    def prepare(self, frame: Frame) -> PreparedFrame:
+        """Preprocess one image into a free slot; any thread may call it."""
+
+    def write(self, images: Mapping[str, tuple[Frame | PreparedFrame, ...]]) -> None:
+        """Fill the tensor."""
+
+
+class CameraInput(Generic[EntryT]):
+    """Fills one camera's pool tensor, entry by entry of its history.
+
+    Args:
+        name: Name of the camera.
+        slots: Its preprocessor.
+        entries: The parts of the pool tensor, oldest image first.
+    """
+
+    def __init__(self, name: str, slots: ImageSlots[EntryT], entries: Sequence[EntryT]) -> None:
+        self._name = name
+        self._slots = slots
+        self._entries = entries
+
+    def prepare(self, frame: Frame) -> PreparedFrame:
+        """Preprocess one image into a free slot; any thread may call it.
+
+        Raises:
+            ImageError: No slot is free, or the image is broken.
+        """
+        return self._slots.prepare(frame)
 
     def write(self, images: Mapping[str, tuple[Frame | PreparedFrame, ...]]) -> None:
         """Copy prepared images, preprocess raw ones.
@@ -50,10 +89,8 @@ class CameraInput:
             if image.camera != self._name:
                 raise self._foreign(f'an image of camera {image.camera!r}')
             if isinstance(image, Frame):
-                self.slots.run(image, entry)
-            elif isinstance(image, PreparedImage) and self.slots.owns(image):
-                np.copyto(entry, image.image)
-            else:
+                self._slots.run(image, entry)
+            elif not self._slots.copy(image, entry):
                 raise self._foreign(f'a {type(image).__name__} that this policy did not prepare')
 
     def _foreign(self, got: str) -> ImageError:
@@ -64,6 +101,20 @@ class CameraInput:
             next_step='Pass what prepare() of the same policy returned.',
             code='foreign_frame',
         )
+
+
+def host_cameras(
+    bundle: Bundle, pool: Mapping[str, Array], *, slots: int
+) -> dict[str, CameraInput[Array]]:
+    """Make the inputs of all cameras, preprocessed on the CPU into host arrays."""
+    return {
+        camera.name: CameraInput(
+            camera.name,
+            CameraSlots(camera, slots),
+            list(pool[camera.tensor].reshape(-1, *camera.image_shape)),  # views of the pool
+        )
+        for camera in bundle.manifest.cameras
+    }
 
 
 class StateInput:
@@ -109,22 +160,22 @@ class ObservationInput:
 
     Args:
         bundle: The bundle.
-        pool: Its tensors.
-        slots: Prepared images per camera.
+        pool: Host arrays of state and words.
+        cameras: Name to the input of each camera.
     """
 
-    def __init__(self, bundle: Bundle, pool: Mapping[str, Array], *, slots: int) -> None:
+    def __init__(
+        self, bundle: Bundle, pool: Mapping[str, Array], cameras: Mapping[str, ImageInput]
+    ) -> None:
         manifest = bundle.manifest
-        self._cameras = {
-            c.name: CameraInput(c, pool[c.tensor], slots=slots) for c in manifest.cameras
-        }
+        self._cameras = cameras
         self._state = StateInput(bundle, pool) if manifest.state else None
         words = manifest.instruction
         self._encoder = InstructionEncoder(words, bundle.folder) if words else None
         self._tokens = pool[words.tokens] if words else None
         self._mask = pool[words.mask] if words and words.mask else None
 
-    def prepare(self, frame: Frame) -> PreparedImage:
+    def prepare(self, frame: Frame) -> PreparedFrame:
         """Preprocess one image into a free slot; any thread may call it.
 
         Raises:
@@ -132,7 +183,7 @@ class ObservationInput:
         """
         if frame.camera not in self._cameras:
             raise _unknown_camera(frame.camera, self._cameras)
-        return self._cameras[frame.camera].slots.prepare(frame)
+        return self._cameras[frame.camera].prepare(frame)
 
     def write(self, observation: Observation) -> None:
         """Fill the pool.

@@ -10,11 +10,16 @@ from vla_policy_ros.bundle.bundle import load_bundle
 from vla_policy_ros.bundle.probe import check_probe
 from vla_policy_ros.core.policy import Policy
 from vla_policy_ros.engines.registry import ENGINES
+from vla_policy_ros.engines.settings import DEFAULT_SETTINGS, EngineSettings
+from vla_policy_ros.gpu.interfaces import Device
 from vla_policy_ros.policies.engine_policy import EnginePolicy
 from vla_policy_ros.policies.hold import HoldPolicy
 
-POLICY_ENGINES = (*ENGINES, 'none')
-"""Names that `load_policy` takes as engine; `none` holds the observed state and runs no network."""
+NO_ENGINE = 'none'
+"""Holds the observed state and runs no network."""
+
+POLICY_ENGINES = (*ENGINES, NO_ENGINE)
+"""Names that `load_policy` takes as engine."""
 
 
 def load_policy(
@@ -23,31 +28,45 @@ def load_policy(
     engine: str = 'onnxruntime',
     preprocess: str = 'cpu',
     slots: int = 8,
-    threads: int = 0,
+    settings: EngineSettings = DEFAULT_SETTINGS,
+    cuda_graph: bool = True,
+    jpeg: str = 'cpu',
+    device: Device | int = 0,
 ) -> Policy:
-    """Load a bundle, make its policy, and run its probe.
+    """Load a bundle, make its policy, and run its probe; the words are those of `EnginePolicy`.
 
     Args:
         bundle_path: Folder of the bundle.
         engine: One of `POLICY_ENGINES`.
-        preprocess: Where images are preprocessed; `cpu` is what exists.
+        preprocess: Where images are preprocessed.
         slots: Images per camera that may be prepared and not yet let go.
-        threads: Threads of one network run; 0 leaves the choice to the engine.
+        settings: How networks are loaded; their precision chooses the probe's limits.
+        cuda_graph: Whether a device engine's stages and loop are captured in one CUDA graph.
+        jpeg: What decodes JPEG.
+        device: The GPU of a device engine: one that stays the caller's to close, or the index of one to open.
 
     Raises:
         BundleError: The bundle is broken, or the probe's output lies outside of the limits (`probe_failed`).
-        ConfigurationError: The engine or the preprocessor is unknown.
+        ConfigurationError: A name is unknown, or a choice needs another one.
         MissingDependencyError: The engine's library is not installed.
         EngineError: A network cannot be loaded or failed.
+        GpuError: There is no GPU or driver, or not enough memory.
     """
     bundle = load_bundle(bundle_path)
-    if engine == 'none':
+    if engine == NO_ENGINE:
         return HoldPolicy(bundle.spec)
     policy = EnginePolicy(
-        bundle, engine=engine, preprocess=preprocess, slots=slots, threads=threads
+        bundle,
+        engine=engine,
+        preprocess=preprocess,
+        slots=slots,
+        settings=settings,
+        cuda_graph=cuda_graph,
+        jpeg=jpeg,
+        device=device,
     )
     with ExitStack() as undo:
         undo.callback(policy.close)
-        check_probe(policy, bundle)
+        check_probe(policy, bundle, precision=settings.precision)
         undo.pop_all()
     return policy

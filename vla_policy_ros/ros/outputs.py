@@ -32,12 +32,16 @@ class PolicyOutputs:
         node: A lifecycle node.
         deployment: Topics and output forms.
         policy_id: Name and content hash of the policy.
+        execution: How it really runs: on the host, or on which GPU and in what graph.
     """
 
-    def __init__(self, node: Any, *, deployment: Deployment, policy_id: str) -> None:
+    def __init__(
+        self, node: Any, *, deployment: Deployment, policy_id: str, execution: str
+    ) -> None:
         self._node = node
         self._deployment = deployment
         self._policy_id = policy_id
+        self._execution = execution
         self._robot_names = {
             ours: theirs
             for source in deployment.joint_states
@@ -156,6 +160,8 @@ class PolicyOutputs:
         values = {
             'policy': status.policy_id,
             'engine': status.engine,
+            'execution': self._execution,
+            'preprocess': status.preprocess,
             'instruction': status.instruction,
             'observations': status.observations,
             'chunks': status.chunks,

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ _LARGEST_MESSAGE_BYTES = 256 * 1024 * 1024
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Signals are seen when the executor comes back to Python.
 _SPIN_TIMEOUT_S = 0.1
+# Long enough for the answer to `shutdown`, which is the last thing that a node says, to reach its reader.
+_FAREWELL_S = 0.5
 
 
 class RunnableNode(Protocol):
@@ -128,6 +131,8 @@ def run_node(make_node: Callable[[], Any]) -> int:
         while not stop_requested and node.exit_status is None:
             # EventsExecutor.spin() busy-waits in rclpy 9.1, spin_once in a loop does not.
             executor.spin_once(timeout_sec=_SPIN_TIMEOUT_S)
+        if node.exit_status is not None:
+            time.sleep(_FAREWELL_S)
         status = node.exit_status or 0
     except VlaPolicyError as error:
         sys.stderr.write(f'error: {error}\n')
@@ -136,11 +141,11 @@ def run_node(make_node: Callable[[], Any]) -> int:
         traceback.print_exc()
         status = 1
     finally:
+        # First of all, so that no event of the middleware meets an entity that is being destroyed.
+        executor.shutdown()
         if node is not None:
             node.close()
-            executor.remove_node(node)
             node.destroy_node()
-        executor.shutdown()
         rclpy.try_shutdown()
         # Ctrl-C under `ros2 launch` comes twice; while Python finalises, the second one would kill the process.
         for number in _SIGNALS:

@@ -267,6 +267,7 @@ class ReplayTopics:
         if status is None or status.state not in ('waiting', 'running'):
             return False
         publishers = [*self._cameras.values()] + ([self._joints] if self._joints else [])
-        ours = {publisher.topic_name for publisher in publishers}
-        fed = [stream for stream in status.streams if stream.topic in ours]
-        return bool(fed) and all(stream.publishers for stream in fed)
+        counts = {each.topic_name: each.get_subscription_count() for each in publishers}
+        fed = [stream for stream in status.streams if stream.topic in counts]
+        # Each side learns of the other by itself.
+        return bool(fed) and all(stream.publishers and counts[stream.topic] for stream in fed)

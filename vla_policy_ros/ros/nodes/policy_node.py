@@ -11,16 +11,20 @@ from pydantic import Field
 from rclpy.clock import Clock, ClockType
 from std_srvs.srv import Trigger
 
+from vla_policy_ros.bundle.manifest import Precision
 from vla_policy_ros.bundle.strict import StrictModel
 from vla_policy_ros.core.policy import Policy
 from vla_policy_ros.deployment.config import (
     SAMPLE_BUNDLE,
     Deployment,
     OptionalTopic,
+    PolicySettings,
     default_deployment,
     load_deployment,
 )
 from vla_policy_ros.deployment.overrides import Overrides
+from vla_policy_ros.engines.settings import EngineSettings
+from vla_policy_ros.policies.engine_policy import EnginePolicy
 from vla_policy_ros.policies.registry import load_policy
 from vla_policy_ros.ros.inputs import InputState, PolicyInputs
 from vla_policy_ros.ros.lifecycle import ManagedNode
@@ -44,9 +48,20 @@ class PolicyNodeParameters(StrictModel):
     bundle: str = ''
     """Folder of the policy bundle, or `sample` for the embedded one; wins over the deployment file."""
     engine: str = ''
-    """Engine that runs the stages: onnxruntime, or none for a policy that holds the pose."""
+    """Engine that runs the stages: onnxruntime, torch_cpu on the host; tensorrt, tensorrt_rtx, onnxruntime_cuda, torch,
+    torch_compile on the GPU; none for a policy that holds the pose."""
     preprocess: str = ''
-    """Where images are preprocessed: cpu."""
+    """Where images are preprocessed: cpu, or gpu with an engine on the GPU."""
+    jpeg: Literal['', 'cpu', 'nvjpeg'] = ''
+    """What decodes JPEG: cpu, or nvjpeg with preprocess gpu, which takes no PNG."""
+    precision: Literal['', Precision] = ''
+    """Precision that the engine runs in, where it chooses it."""
+    plan_folder: str = ''
+    """Folder of TensorRT plans."""
+    cuda_graph: bool = True
+    """Whether an engine on the GPU may run as one captured CUDA graph; false wins over the deployment file."""
+    device: int = Field(default=-1, ge=-1, le=255)
+    """Index of the GPU; -1 leaves the deployment file's value."""
     image_transport: Literal['', 'raw', 'compressed'] = ''
     """Transport of every camera; `compressed` appends /compressed to raw topics."""
     chunk_topic: OptionalTopic = ''
@@ -91,13 +106,7 @@ class PolicyNode(ManagedNode):
             parameters.model_dump(include=set(Overrides.model_fields))
         )
         settings = overrides.policy_settings(given.policy if given else None)
-        self._policy = load_policy(
-            folder,
-            engine=settings.engine,
-            preprocess=settings.preprocess,
-            slots=settings.slots,
-            threads=settings.threads,
-        )
+        self._policy = _load_policy(folder, settings)
         spec = self._policy.spec
         deployment = overrides.apply(given or default_deployment(spec, bundle=bundle))
         self._policy.warmup()
@@ -108,8 +117,13 @@ class PolicyNode(ManagedNode):
             clock=_RosClock(self.get_clock()),
             on_outcome=self._on_outcome,
         )
-        self._outputs = PolicyOutputs(self, deployment=deployment, policy_id=spec.policy_id)
-        self.get_logger().info(f'{spec.policy_id} loaded on {settings.engine}')
+        # A policy that holds the pose runs no network.
+        policy = self._policy
+        execution = str(policy.execution) if isinstance(policy, EnginePolicy) else ''
+        self._outputs = PolicyOutputs(
+            self, deployment=deployment, policy_id=spec.policy_id, execution=execution
+        )
+        self.get_logger().info(f'{spec.policy_id} loaded on {settings.engine} {execution}'.strip())
 
     def activate(self) -> None:
         """Start the pipeline and subscribe; every activation begins a new epoch."""
@@ -197,6 +211,23 @@ class PolicyNode(ManagedNode):
         if self._pipeline is not None:
             self._pipeline.reset('service')
         return response
+
+
+def _load_policy(folder: Path, settings: PolicySettings) -> Policy:
+    return load_policy(
+        folder,
+        engine=settings.engine,
+        preprocess=settings.preprocess,
+        slots=settings.slots,
+        settings=EngineSettings(
+            threads=settings.threads,
+            precision=settings.precision or None,
+            plan_folder=Path(settings.plan_folder) if settings.plan_folder else None,
+        ),
+        cuda_graph=settings.cuda_graph,
+        jpeg=settings.jpeg,
+        device=settings.device,
+    )
 
 
 class _RosClock:
