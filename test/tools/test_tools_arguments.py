@@ -6,6 +6,8 @@ import pytest
 
 from vla_policy_ros.core.errors import BundleError, ConfigurationError, DatasetError
 from vla_policy_ros.evaluation.verdict import Tolerances
+from vla_policy_ros.policies.engine_policy import PREPROCESSORS
+from vla_policy_ros.policies.registry import POLICY_ENGINES
 from vla_policy_ros.sample import sample_bundle_path, sample_dataset_path
 from vla_policy_ros.tools import arguments
 
@@ -73,8 +75,18 @@ def test_read_manifest(recording, tmp_path):
 def test_engines_are_known_before_anything_is_loaded():
     for name in ('', 'onnxruntime', 'none'):
         arguments.check_engine(name)
-    with pytest.raises(ConfigurationError, match='onnxruntime, none'):
+    with pytest.raises(ConfigurationError, match=r'onnxruntime, .*, none'):
         arguments.check_engine('steam')
+
+
+def test_help_names_every_engine_and_preprocessor():
+    parser = argparse.ArgumentParser()
+    arguments.add_engine(parser, default='onnxruntime')
+    arguments.add_preprocess(parser)
+    text = parser.format_help()
+    assert all(name in text for name in POLICY_ENGINES)
+    assert '{' + ','.join(PREPROCESSORS) + '}' in text
+    assert parser.parse_args([]).preprocess == 'cpu'
 
 
 def test_numbers_keep_their_bounds():

@@ -127,7 +127,18 @@ def add_engine(parser: argparse.ArgumentParser, *, default: str) -> None:
         '--engine',
         default=default,
         metavar='E',
-        help='onnxruntime (the default), or none for a policy that holds the pose',
+        help='onnxruntime (the default), onnxruntime_cuda, tensorrt, tensorrt_rtx, torch, torch_compile, torch_cpu, '
+        'or none for a policy that holds the pose',
+    )
+
+
+def add_preprocess(parser: argparse.ArgumentParser) -> None:
+    """Add `--preprocess`."""
+    parser.add_argument(
+        '--preprocess',
+        choices=('cpu', 'gpu'),
+        default='cpu',
+        help='where images are preprocessed; gpu needs an engine on the GPU (cpu)',
     )
 
 

@@ -16,6 +16,7 @@ from vla_policy_ros.tools.arguments import (
     add_dataset,
     add_engine,
     add_execution_horizon,
+    add_preprocess,
     add_tolerances,
     at_least,
     bundle_path,
@@ -69,6 +70,7 @@ def add_parser(subparsers: Subparsers) -> None:
         '--batch', type=at_least(1), default=1, metavar='N', help='episodes run at once (1)'
     )
     add_engine(parser, default='onnxruntime')
+    add_preprocess(parser)
     add_tolerances(parser)
     parser.add_argument('--out', type=Path, metavar='DIR', help='write the report files there')
 
@@ -127,7 +129,16 @@ def _load_policy(args: argparse.Namespace) -> Policy:
     folder = bundle_path(args.bundle)
     longest = max((len(camera.history_ns) for camera in read_manifest(folder).cameras), default=1)
     # One history in work, the next one being loaded, and one image in hand.
-    return load_policy(folder, engine=args.engine, slots=2 * longest + 1)
+    return load_policy(
+        folder, engine=args.engine, preprocess=args.preprocess, slots=2 * longest + 1
+    )
+
+
+def _engine_library(engine: str) -> tuple[str, ...]:
+    from vla_policy_ros.engines.registry import engine_library
+    from vla_policy_ros.policies.registry import NO_ENGINE
+
+    return () if engine == NO_ENGINE else (engine_library(engine),)
 
 
 def _judge(args: argparse.Namespace, dataset: Dataset, result: OpenLoop) -> Verdict:
@@ -139,12 +150,13 @@ def _judge(args: argparse.Namespace, dataset: Dataset, result: OpenLoop) -> Verd
     facts = RunFacts(
         name=f'{", ".join(policy.policy_ids)} on {info.name}, open loop',
         command=args.command_line,
-        versions=list_versions('numpy', *([] if args.engine == 'none' else [args.engine])),
+        versions=list_versions('numpy', *_engine_library(args.engine)),
         details={
             'dataset': f'{info.name} ({info.format})',
             'episodes': ', '.join(map(str, result.episodes)),
             'mode': 'open loop',
             'engine': args.engine,
+            'preprocess': args.preprocess,
         },
     )
     return judge(

@@ -13,11 +13,22 @@ import sys
 from collections.abc import Sequence
 
 from vla_policy_ros.core.errors import ConfigurationError, VlaPolicyError
-from vla_policy_ros.tools import check, demo, infer, new, replay, report
+from vla_policy_ros.tools import (
+    benchmark,
+    build,
+    check,
+    demo,
+    doctor,
+    infer,
+    new,
+    replay,
+    report,
+    verify,
+)
 from vla_policy_ros.tools.console import say, show_fault
 from vla_policy_ros.tools.version import package_version
 
-_MODULES = (demo, check, new, infer, replay, report)
+_MODULES = (demo, check, new, infer, replay, report, build, verify, benchmark, doctor)
 COMMANDS = tuple(module.__name__.rpartition('.')[2] for module in _MODULES)
 """Names of the commands in the order of the help."""
 _EXAMPLES = """\

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 POLICY, REPLAY, RECORDER = 'policy_node', 'replay_node', 'recorder_node'
 _REPORTS = ('report.json', 'report.xml', 'report.html')
 _RUN_ENTRIES = {*_REPORTS, 'policy', 'truth', 'frames', 'log'}
+_QOS_DEPTH = 64  # as many messages as the replay keeps for a policy that is held up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +183,7 @@ def _policy_node(settings: ReplaySettings, bundle: str) -> NodeLaunch:
             'engine': settings.engine,
             'image_transport': settings.transport,
             'use_sim_time': settings.mode == 'lockstep',
+            'qos_depth': _QOS_DEPTH,
             'autostart': True,
         },
     )

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+
+from vla_policy_ros.bundle.limits import AccuracyLimit
+from vla_policy_ros.evaluation.parity import Parity, measure_parity
+
+LIMIT = AccuracyLimit(min_cosine=0.99, max_error=0.1)
+
+
+def test_figures():
+    parity = measure_parity(np.array([0.5, 0.6]), np.array([0.5, 0.5]))
+    assert parity.max_error == pytest.approx(0.1)
+    assert parity.mean_error == pytest.approx(0.05)
+    assert parity.cosine == pytest.approx(1.1 / np.sqrt(2 * 0.61))
+    assert parity.count == 2
+
+
+def test_errors_are_relative_to_large_references_only():
+    wide = measure_parity(np.array([101.0, -100.0]), np.array([100.0, -100.0]))
+    assert (wide.max_error, wide.mean_error) == pytest.approx((0.01, 0.005))
+    small = measure_parity(np.array([0.02]), np.array([0.01]))
+    assert small.max_error == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ('cosine', 'max_error', 'passed'),
+    [
+        (0.99, 0.1, True),
+        (0.98, 0.1, False),
+        (0.99, 0.11, False),
+        (np.nan, 0.0, False),
+        (1.0, np.nan, False),
+    ],
+)
+def test_limits(cosine, max_error, passed):
+    assert Parity(cosine, max_error, 0.0, 1).is_within(LIMIT) is passed
+
+
+def test_joined_takes_the_worst_and_weighs_the_mean():
+    joined = Parity(0.9, 0.1, 0.1, 1).joined(Parity(0.8, 0.3, 0.2, 3))
+    assert (joined.cosine, joined.max_error, joined.count) == (0.8, 0.3, 4)
+    assert joined.mean_error == pytest.approx(0.175)
+    assert not Parity(1, 0, 0, 1).joined(Parity(1, np.nan, 0, 1)).is_within(LIMIT)

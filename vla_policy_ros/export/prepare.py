@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle's network in the precision it is to run in: quantised, converted, or as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from vla_policy_ros.bundle.manifest import Precision
+from vla_policy_ros.core.engine import Engine
+from vla_policy_ros.core.errors import ConfigurationError
+from vla_policy_ros.engines.registry import load_engine
+from vla_policy_ros.engines.settings import EngineSettings
+from vla_policy_ros.export.calibration import Calibration
+from vla_policy_ros.export.onnx_network import OnnxNetwork
+from vla_policy_ros.export.precision import (
+    ConversionReport,
+    FloatPrecision,
+    check_target,
+    lower_network,
+)
+from vla_policy_ros.export.quantize import QuantizationReport, quantize_network
+
+REMAINDER: FloatPrecision = 'fp16'
+"""What a quantised network is in where it is not quantised: engines have 8-bit kernels with fp16 beside them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparationReport:
+    """What was done to a network; `quantization` is None for a floating-point precision."""
+
+    conversion: ConversionReport
+    quantization: QuantizationReport | None = None
+
+
+def prepare_network(
+    onnx_path: Path, out_path: Path, precision: Precision, calibration: Calibration | None = None
+) -> PreparationReport:
+    """Write a network in a precision.
+
+    Args:
+        onnx_path: The bundle's network.
+        out_path: Where the result goes, with a data file beside it where the source has one.
+        precision: The precision; `int8` and `fp8` quantise products with weights, and leave the rest to `REMAINDER`.
+        calibration: Ranges for `int8` and `fp8`.
+
+    Raises:
+        ConfigurationError: There is no calibration where one is needed (`no_calibration`).
+        EngineError: The network cannot be converted, or the calibration is another network's.
+    """
+    check_target(onnx_path, out_path)
+    network = OnnxNetwork(onnx_path)
+    quantization, rest = None, REMAINDER
+    if precision == 'int8' or precision == 'fp8':  # noqa: PLR1714 - the type checker wants it so
+        if calibration is None:
+            raise _no_calibration(precision)
+        ranges = calibration.ranges(onnx_path)
+        quantization = quantize_network(network, precision, ranges=ranges)
+    else:
+        rest = precision
+    conversion = lower_network(network, rest)
+    network.save(out_path)
+    return PreparationReport(conversion, quantization)
+
+
+class PreparingLoader:
+    """Loads networks in the precision of the settings, for engines that run a file as it is.
+
+    ONNX Runtime has few fp16 kernels on the CPU and computes the rest in float32 between casts: what is measured on it is
+    mostly the rounding of the weights.
+
+    Args:
+        calibration: Ranges for `int8` and `fp8`.
+    """
+
+    def __init__(self, calibration: Calibration | None = None) -> None:
+        self._calibration = calibration
+
+    def __call__(self, name: str, onnx_path: Path, *, settings: EngineSettings) -> Engine:
+        """Load one network; the converted file is gone when the engine has read it."""
+        with TemporaryDirectory(prefix='vla_precision_') as folder:
+            prepared = Path(folder) / onnx_path.name
+            prepare_network(onnx_path, prepared, settings.precision or 'fp32', self._calibration)
+            return load_engine(name, prepared, settings=settings)
+
+
+def _no_calibration(precision: Precision) -> ConfigurationError:
+    return ConfigurationError(
+        'calibration',
+        got='none',
+        expected=f'recorded observations, from which {precision} takes its ranges',
+        next_step='Add `--calibrate DATASET`, or `--calibration FILE` of an earlier run.',
+        code='no_calibration',
+    )

@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vla-policy build`: TensorRT plans of a bundle's networks."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vla_policy_ros.core.errors import ConfigurationError
+from vla_policy_ros.tools.arguments import (
+    Subparsers,
+    add_bundle,
+    add_command,
+    at_least,
+    bundle_path,
+    open_named_dataset,
+)
+from vla_policy_ros.tools.console import (
+    print_facts,
+    print_json,
+    print_table,
+    show_progress,
+)
+
+if TYPE_CHECKING:
+    from vla_policy_ros.bundle.bundle import Bundle
+    from vla_policy_ros.core.observation import Observation
+    from vla_policy_ros.engines.plan_facts import BuildOptions, BuildReport
+    from vla_policy_ros.engines.tensorrt_build import BuildProgress
+    from vla_policy_ros.export.calibration import Calibration
+    from vla_policy_ros.export.prepare import PreparationReport
+    from vla_policy_ros.export.stage_plans import FinishedPlan, PlanBuilder, PlanJob
+
+PRECISIONS = ('fp32', 'fp16', 'bf16', 'fp8', 'int8')
+_EXAMPLES = """\
+  vla-policy build --bundle bundles/pick_v3 --precision fp16
+  vla-policy build --bundle bundles/pick_v3 --precision fp8 --calibrate ~/datasets/pick --samples 64 --calibration pick.json
+  vla-policy build --bundle bundles/pick_v3 --stage vision --precision bf16 --optimization-level 5
+  vla-policy build --bundle sample --precision fp16 --engine tensorrt_rtx --compute-capability 8.9
+  vla-policy build --bundle bundles/pick_v3 --stage head --precision fp16 --import head=head_trtexec.plan
+"""
+_MIB = 1 << 20
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = add_command(
+        subparsers,
+        'build',
+        run=run,
+        summary="build TensorRT plans of a policy's networks",
+        description="Convert a bundle's networks to a precision and build TensorRT plans of them, for this GPU and this "
+        'TensorRT. Plans are kept; what is there already is not built again.',
+        examples=_EXAMPLES,
+    )
+    add_bundle(parser)
+    parser.add_argument(
+        '--precision', choices=PRECISIONS, help="precision of all stages (each stage's own)"
+    )
+    parser.add_argument(
+        '--engine',
+        choices=('tensorrt', 'tensorrt_rtx'),
+        default='tensorrt',
+        help='library to build with (tensorrt); tensorrt_rtx builds without a GPU',
+    )
+    parser.add_argument(
+        '--stage',
+        action='append',
+        default=[],
+        metavar='S',
+        help='build this stage only; repeatable',
+    )
+    _add_calibration(parser)
+    _add_options(parser)
+    parser.add_argument('--plans', type=Path, metavar='FOLDER', help='where plans are kept')
+    parser.add_argument(
+        '--import',
+        dest='imports',
+        action='append',
+        default=[],
+        metavar='STAGE=PLAN',
+        help='take in a plan that was built elsewhere from this network, such as by trtexec; repeatable',
+    )
+    parser.add_argument('--force', action='store_true', help='build again what is there')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build what is not there and show what is; returns 0.
+
+    Raises:
+        VlaPolicyError: There is no GPU or TensorRT, an option is wrong, or a build failed.
+    """
+    from vla_policy_ros.bundle.bundle import load_bundle
+    from vla_policy_ros.engines.plans import PlanStore
+    from vla_policy_ros.export.stage_plans import PlanBuilder, plan_jobs
+
+    bundle = load_bundle(bundle_path(args.bundle))
+    jobs = plan_jobs(bundle, precision=args.precision, stages=args.stage)
+    imports = _read_imports(args.imports, jobs)
+    store = PlanStore(args.plans and args.plans.expanduser().absolute())
+    builder = PlanBuilder(args.engine, store=store, options=_options(args))
+    known = {} if args.force else {job: plan for job in jobs if (plan := builder.find(job))}
+    missing = [job for job in jobs if job not in known and job not in imports]
+    needed = any(job.precision in ('int8', 'fp8') for job in missing)
+    calibration = _calibrate(args, bundle) if needed else None
+    finished = {**known, **{job: builder.take_in(job, path) for job, path in imports.items()}}
+    finished.update(_build(builder, missing, calibration))
+    plans = [finished[job] for job in jobs]
+    if args.json:
+        print_json(
+            {'passed': True, 'folder': str(store.folder), 'plans': [*map(_document, plans)]}
+        )
+        return 0
+    _print_text(args, plans, store.folder)
+    return 0
+
+
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('calibration, for int8 and fp8')
+    group.add_argument(
+        '--calibrate', metavar='DATASET', help='run the policy on this dataset, on the CPU, first'
+    )
+    group.add_argument(
+        '--samples', type=at_least(1), default=32, metavar='N', help='observations of it (32)'
+    )
+    group.add_argument(
+        '--calibration',
+        type=Path,
+        metavar='FILE',
+        help='ranges of an earlier run; with --calibrate they are written there',
+    )
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('how to build')
+    group.add_argument(
+        '--workspace-mib',
+        type=at_least(0),
+        default=0,
+        metavar='N',
+        help='memory limit of one layer; 0 for none (0)',
+    )
+    group.add_argument(
+        '--optimization-level',
+        type=int,
+        choices=range(6),
+        help='0 builds fast, 5 makes a fast plan (3)',
+    )
+    group.add_argument(
+        '--hardware-compatible',
+        action='store_true',
+        help='the plan runs on other GPUs from Ampere on, more slowly',
+    )
+    group.add_argument(
+        '--version-compatible',
+        action='store_true',
+        help='the plan runs with later TensorRT versions of the same major number',
+    )
+    group.add_argument(
+        '--compute-capability',
+        action='append',
+        default=[],
+        metavar='X.Y',
+        help='tensorrt_rtx: a GPU generation to build for, such as 8.9; repeatable (all)',
+    )
+
+
+def _options(args: argparse.Namespace) -> BuildOptions:
+    from vla_policy_ros.engines.plan_facts import BuildOptions
+
+    return BuildOptions(
+        workspace_mib=args.workspace_mib,
+        optimization_level=args.optimization_level,
+        hardware_compatible=args.hardware_compatible,
+        version_compatible=args.version_compatible,
+        targets=tuple(args.compute_capability),
+    )
+
+
+def _read_imports(texts: list[str], jobs: list[PlanJob]) -> dict[PlanJob, Path]:
+    """Return the plan files of `--import` by their jobs."""
+    by_stage = {stage: job for job in jobs for stage in job.stages}
+    imports = {}
+    for text in texts:
+        stage, _, name = text.partition('=')
+        path = Path(name).expanduser()
+        if stage not in by_stage or not path.is_file():
+            raise ConfigurationError(
+                '--import',
+                got=repr(text),
+                expected=f'STAGE=PLAN with one of {", ".join(by_stage)} and a plan file',
+                next_step='Check the name of the stage, and the path.',
+                code='bad_import',
+            )
+        imports[by_stage[stage]] = path
+    return imports
+
+
+def _calibrate(args: argparse.Namespace, bundle: Bundle) -> Calibration | None:
+    from vla_policy_ros.evaluation.sampling import sample_observations
+    from vla_policy_ros.export.calibration import calibrate, read_calibration, write_calibration
+
+    if not args.calibrate:
+        return read_calibration(args.calibration) if args.calibration else None
+    with (
+        closing(open_named_dataset(args.calibrate)) as dataset,
+        show_progress(f'calibrating on {dataset.info.name}', args.samples) as show,
+    ):
+        observations = sample_observations(dataset, bundle.spec, count=args.samples)
+        counted = _count(observations, show)
+        calibration = calibrate(bundle, counted, source=dataset.info.name)
+    if args.calibration:
+        write_calibration(args.calibration, calibration)
+    return calibration
+
+
+def _build(
+    builder: PlanBuilder, jobs: list[PlanJob], calibration: Calibration | None
+) -> dict[PlanJob, FinishedPlan]:
+    if not jobs:
+        return {}
+    finished = {}
+    with show_progress('building', len(jobs)) as show:
+        for done, job in enumerate(jobs):
+            name = f'{", ".join(job.stages)} ({job.precision})'
+            show(done, name)
+
+            def tell(step: BuildProgress, done: int = done, name: str = name) -> None:
+                show(done, f'{name}: {step.phase} {step.step}/{step.steps}')
+
+            finished[job] = builder.build(job, calibration=calibration, on_progress=tell)
+    return finished
+
+
+def _count(
+    observations: Iterable[Observation], show: Callable[[int, str], None]
+) -> Iterator[Observation]:
+    for done, observation in enumerate(observations):
+        show(done, 'observations')
+        yield observation
+
+
+def _document(finished: FinishedPlan) -> dict[str, object]:
+    plan, prepared = finished.plan, finished.preparation
+    report = plan.report
+    return {
+        'stages': list(finished.job.stages),
+        'precision': finished.job.precision,
+        'path': str(plan.path),
+        'bytes': plan.num_bytes,
+        'origin': plan.origin,
+        'cached': finished.is_cached,
+        'network_hash': plan.key.network_hash,
+        'build_s': report.seconds if report else None,
+        'workspace_bytes': report.workspace_bytes if report else None,
+        'layers_of': report.layers_of if report else None,
+        'layers': [
+            {'precision': group.precision, 'kind': group.kind, 'count': group.count}
+            for group in (report.layers if report else ())
+        ],
+        'shares': report.shares() if report else {},
+        'conversion': _conversion(prepared) if prepared else None,
+    }
+
+
+def _conversion(prepared: PreparationReport) -> dict[str, object]:
+    conversion, quantization = prepared.conversion, prepared.quantization
+    return {
+        'nodes': dict(conversion.nodes),
+        'weights': dict(conversion.weights),
+        'casts': conversion.casts,
+        'kept': [
+            {'node': node.name, 'operator': node.operator, 'reason': node.reason}
+            for node in conversion.kept
+        ],
+        'wide_weights': dict(conversion.wide_weights),
+        'quantized_products': list(quantization.products) if quantization else [],
+        'quantized_weights': quantization.weights if quantization else 0,
+    }
+
+
+def _print_text(args: argparse.Namespace, plans: list[FinishedPlan], folder: Path) -> None:
+    print_table(
+        ('stage', 'asked', 'layers got', 'plan MiB', 'workspace MiB', 'build s', ''),
+        [_row(plan) for plan in plans],
+        right=(3, 4, 5),
+    )
+    for finished in plans:
+        if finished.preparation:
+            print_facts(_conversion_facts(finished.job, finished.preparation))
+    precision = f' --precision {args.precision}' if args.precision else ''
+    place = f' --plans {args.plans}' if args.plans else ''
+    command = f'vla-policy verify --bundle {args.bundle} --engine {args.engine}{precision}{place}'
+    print_facts({'plans': str(folder), 'now prove it': command})
+
+
+def _row(finished: FinishedPlan) -> tuple[str, ...]:
+    plan = finished.plan
+    report = plan.report
+    known = report is not None and report.workspace_bytes is not None
+    state = (
+        'was there'
+        if finished.is_cached
+        else {'built': 'built', 'foreign': 'taken in'}[plan.origin]
+    )
+    return (
+        ', '.join(finished.job.stages),
+        finished.job.precision,
+        _layers(report) if report else 'not known',
+        f'{plan.num_bytes / _MIB:.1f}',
+        f'{(report.workspace_bytes or 0) / _MIB:.1f}' if report and known else '?',
+        f'{report.seconds:.1f}' if report else '',
+        state,
+    )
+
+
+def _layers(report: BuildReport) -> str:
+    """Return the shares of all layers by precision, such as `fp16 80 %, fp32 20 % of 165 in the network`."""
+    shares = ', '.join(f'{name} {share:.0%}' for name, share in report.shares().items())
+    total = sum(group.count for group in report.layers)
+    return f'{shares} of {total} in the {report.layers_of}'
+
+
+def _conversion_facts(job: PlanJob, prepared: PreparationReport) -> dict[str, str]:
+    conversion, quantization = prepared.conversion, prepared.quantization
+    reasons = Counter(node.reason for node in conversion.kept)
+    name = ', '.join(job.stages)
+    nodes = ', '.join(f'{count} {kind}' for kind, count in conversion.nodes.items())
+    return {
+        f'{name}: nodes': nodes,
+        f'{name}: in 8 bits': f'{len(quantization.products)} products' if quantization else '',
+        f'{name}: kept fp32': ', '.join(f'{n} {reason}' for reason, n in reasons.most_common()),
+        f'{name}: constants kept fp32': ', '.join(
+            f'{weight} ({reason})' for weight, reason in conversion.wide_weights.items()
+        ),
+    }
