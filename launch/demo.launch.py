@@ -18,18 +18,19 @@ from launch_ros.actions import LifecycleNode
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
+# name, type, default, description
 ARGUMENTS = (
-    ('dataset', 'sample', 'LeRobot dataset or rosbag2, or sample'),
-    ('bundle', 'sample', 'Folder of the policy bundle, or sample'),
-    ('config', '', 'Deployment file; empty: the usual topics'),
-    ('episodes', '0', 'Episode to play'),
-    ('mode', 'timed', 'timed, fast or lockstep'),
-    ('rate', '1.0', 'Factor on the recorded pace'),
-    ('image_transport', 'raw', 'raw or compressed'),
-    ('horizon', '16', 'Rows of a true chunk'),
-    ('faults', '', 'Faults to inject'),
-    ('tolerances', '', 'Limits of the verdict as YAML'),
-    ('out', 'runs/demo', 'Folder of the report'),
+    ('dataset', str, 'sample', 'LeRobot dataset or rosbag2, or sample'),
+    ('bundle', str, 'sample', 'Folder of the policy bundle, or sample'),
+    ('config', str, '', 'Deployment file; empty: the usual topics'),
+    ('episodes', str, '0', 'Episode to play'),
+    ('mode', str, 'timed', 'timed, fast or lockstep'),
+    ('rate', float, '1.0', 'Factor on the recorded pace'),
+    ('image_transport', str, 'raw', 'raw or compressed'),
+    ('horizon', int, '16', 'Rows of a true chunk'),
+    ('faults', str, '', 'Faults to inject'),
+    ('tolerances', str, '', 'Limits of the verdict as YAML'),
+    ('out', str, 'runs/demo', 'Folder of the report'),
 )
 
 
@@ -72,7 +73,7 @@ def generate_launch_description() -> LaunchDescription:
         [
             *(
                 DeclareLaunchArgument(name, default_value=default, description=description)
-                for name, default, description in ARGUMENTS
+                for name, _, default, description in ARGUMENTS
             ),
             recorder,
             # The recorder would wait for ever for a node that could not start.

@@ -9,24 +9,26 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 from launch_ros.parameter_descriptions import ParameterValue
 
-# name, default, description
-TEXTS = (
-    ('config', '', 'Deployment file for robot and policy; empty: the usual topics'),
-    ('bundle', '', 'Folder of the policy bundle, or sample; wins over the deployment file'),
-    ('engine', '', 'Engine that runs the stages'),
-    ('preprocess', '', 'Where images are preprocessed'),
-    ('image_transport', '', 'raw or compressed, for every camera'),
-    ('chunk_topic', '', 'Topic of the action chunks'),
-    ('trajectory_topic', '', 'Topic of joint trajectories; empty: none'),
-    ('instruction', '', 'What the robot is told to do'),
+# name, type, default, description
+ARGUMENTS = (
+    ('config', str, '', 'Deployment file for robot and policy; empty: the usual topics'),
+    ('bundle', str, '', 'Folder of the policy bundle, or sample; wins over the deployment file'),
+    ('engine', str, '', 'Engine that runs the stages, such as onnxruntime or tensorrt'),
+    ('preprocess', str, '', 'Where images are preprocessed: cpu or gpu'),
+    ('jpeg', str, '', 'What decodes JPEG: cpu or nvjpeg'),
+    ('precision', str, '', 'Precision that the engine runs in: fp32, fp16, bf16, fp8 or int8'),
+    ('plan_folder', str, '', 'Folder of TensorRT plans'),
+    ('image_transport', str, '', 'raw or compressed, for every camera'),
+    ('chunk_topic', str, '', 'Topic of the action chunks'),
+    ('trajectory_topic', str, '', 'Topic of joint trajectories; empty: none'),
+    ('instruction', str, '', 'What the robot is told to do'),
+    ('use_sim_time', bool, 'false', 'Follow /clock'),
+    ('autostart', bool, 'true', 'Configure and activate at once; false: by ros2 lifecycle'),
+    ('status_period_s', float, '1.0', 'Seconds between two statuses'),
 )
 
 
 def generate_launch_description() -> LaunchDescription:
-    texts = [
-        DeclareLaunchArgument(name, default_value=default, description=description)
-        for name, default, description in TEXTS
-    ]
     node = LifecycleNode(
         package='vla_policy_ros',
         executable='policy_node',
@@ -35,35 +37,18 @@ def generate_launch_description() -> LaunchDescription:
         output='screen',
         parameters=[
             {
-                name: ParameterValue(LaunchConfiguration(name), value_type=str)
-                for name, _, _ in TEXTS
-            },
-            {
-                'use_sim_time': ParameterValue(
-                    LaunchConfiguration('use_sim_time'), value_type=bool
-                ),
-                'autostart': ParameterValue(LaunchConfiguration('autostart'), value_type=bool),
-                'status_period_s': ParameterValue(
-                    LaunchConfiguration('status_period_s'), value_type=float
-                ),
-            },
+                name: ParameterValue(LaunchConfiguration(name), value_type=kind)
+                for name, kind, _, _ in ARGUMENTS
+            }
         ],
     )
     return LaunchDescription(
         [
-            *texts,
+            *(
+                DeclareLaunchArgument(name, default_value=default, description=description)
+                for name, _, default, description in ARGUMENTS
+            ),
             DeclareLaunchArgument('namespace', default_value='', description='Node namespace'),
-            DeclareLaunchArgument(
-                'use_sim_time', default_value='false', description='Follow /clock'
-            ),
-            DeclareLaunchArgument(
-                'autostart',
-                default_value='true',
-                description='Configure and activate at once; false: by ros2 lifecycle',
-            ),
-            DeclareLaunchArgument(
-                'status_period_s', default_value='1.0', description='Seconds between two statuses'
-            ),
             node,
         ]
     )

@@ -8,7 +8,18 @@ import pytest
 from support.requirements import DATA, require
 from support.ros_processes import RosProcesses
 
-_REQUIREMENTS = ('ros', 'launch', 'gpu', 'tensorrt')
+_REQUIREMENTS = ('ros', 'launch', 'gpu', 'tensorrt', 'nvrtc')
+# What modules import before a marker could skip their tests, by folder or by name.
+_IMPORTED = {
+    'ros': 'ros',
+    'launch': 'launch',
+    'test_gpu_context': 'nvrtc',
+    'test_gpu_device': 'nvrtc',
+    'test_gpu_graph': 'nvrtc',
+    'test_engines_tensorrt_build': 'tensorrt_rtx',
+    'test_export_stage_plans': 'tensorrt_rtx',
+    'test_tools_build': 'tensorrt_rtx',
+}
 _PROFILE = Path(__file__).parents[1] / 'config' / 'fastdds.xml'
 
 
@@ -22,15 +33,19 @@ class _MissingModule(pytest.Module):
     """Stands in for a module that cannot be imported on this machine."""
 
     def collect(self):
-        require(self.path.parent.name)
+        require(_requirement_of(self.path))
         return super().collect()
 
 
 def pytest_pycollect_makemodule(module_path, parent):
-    """Check what the modules of test/ros and test/launch import before they are imported."""
-    if module_path.parent.name in ('ros', 'launch'):
+    """Check what a module imports before it is imported."""
+    if _requirement_of(module_path):
         return _MissingModule.from_parent(parent, path=module_path)
     return None
+
+
+def _requirement_of(path):
+    return _IMPORTED.get(path.stem) or _IMPORTED.get(path.parent.name)
 
 
 def pytest_runtest_setup(item):

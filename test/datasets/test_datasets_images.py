@@ -7,7 +7,7 @@ import pytest
 
 from vla_policy_ros.core.errors import DatasetError
 from vla_policy_ros.core.frame import Frame
-from vla_policy_ros.datasets.images import RAW_ENCODINGS, ImageDecoder
+from vla_policy_ros.datasets.images import ImageDecoder
 from vla_policy_ros.preprocess.decode import decode_rgb
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 10, 3), np.uint8)
@@ -32,14 +32,14 @@ def test_raw_pixels(encoding, padding):
     np.testing.assert_array_equal(image, wanted)
 
 
-@pytest.mark.parametrize('encoding', RAW_ENCODINGS)
-def test_a_recorded_image_is_decoded_as_a_live_one(encoding):
-    row_bytes = 10 * {'yuv': 2, 'uyv': 2, 'yuy': 2, 'bay': 1, 'mon': 1}.get(encoding[:3], 4)
-    data = np.random.default_rng(1).integers(0, 256, 6 * row_bytes, np.uint8)
-    size = {'height': 6, 'width': 10, 'step_bytes': row_bytes}
-    live = decode_rgb(Frame('c', 0, encoding=encoding, data=data, **size))
-    image = ImageDecoder('t').decode_raw(encoding, data, **size)
-    np.testing.assert_array_equal(image, live)
+@pytest.mark.parametrize('is_bigendian', [False, True])
+@pytest.mark.parametrize('encoding', ['yuv422', 'bayer_rggb8', 'nv12', 'rgb16'])
+def test_a_recorded_image_is_decoded_as_a_live_one(encoding, is_bigendian):
+    row_bytes = {'bayer_rggb8': 10, 'nv12': 10, 'yuv422': 20, 'rgb16': 60}[encoding]
+    data = np.random.default_rng(1).integers(0, 256, 9 * row_bytes, np.uint8)
+    image = {'height': 6, 'width': 10, 'step_bytes': row_bytes, 'is_bigendian': is_bigendian}
+    live = decode_rgb(Frame('c', 0, encoding=encoding, data=data, **image))
+    np.testing.assert_array_equal(ImageDecoder('t').decode_raw(encoding, data, **image), live)
 
 
 def test_the_buffer_is_reused_until_the_size_changes():

@@ -264,7 +264,8 @@ class TestOddities:
                 bag.image('/b/image', stamp_ns, np.zeros((4, 4, 3), np.uint8), 'bgr8')
         info = open_dataset(path).info
         assert [camera.name for camera in info.cameras] == ['b']
-        assert info.warnings == ("/a/depth is left out: '16UC1' is not decoded here",)
+        told = "/a/depth is left out: it holds '16UC1', which is depth and no picture"
+        assert info.warnings == (told,)
         with pytest.raises(DatasetError) as fault:
             open_dataset(path, topics=BagTopics(cameras=('/a/depth',)))
         assert fault.value.code == 'unknown_encoding'

@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from support.recordings import write_lerobot
+from support.recordings import write_lerobot, write_patient_deployment
 
 from vla_policy_ros.datasets.synthetic import SyntheticDataset
+from vla_policy_ros.tools.arguments import bundle_path
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 ALL_ANSWERED = '{min_chunk_share: 1.0, max_refused: 0, max_missing: 0, max_sequence_gaps: 0}'
@@ -25,8 +26,9 @@ def vla_policy(*arguments, status=0):
 
 
 def replay(dataset, bundle, out, *arguments, episode=0, status=0):
-    """Replay one episode; return the timing part of the report."""
-    given = ('--dataset', dataset, '--bundle', bundle, '--episode', episode, '--out', out)
+    """Replay one episode to a policy that gives no sample up; return the timing part of the report."""
+    config = write_patient_deployment(out.with_suffix('.yaml'), bundle_path(str(bundle)))
+    given = ('--dataset', dataset, '--config', config, '--episode', episode, '--out', out)
     answer = vla_policy('replay', *given, *arguments, status=status)
     return answer['report']['verdict']['timing']
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import yaml
-from support.recordings import HORIZON, NUM_STEPS
+from support.recordings import HORIZON, NUM_STEPS, STEP_NS, write_patient_deployment
 from support.ros_processes import PATIENCE_S, RosProcesses
 
 pytestmark = [pytest.mark.ros, pytest.mark.launch]
@@ -74,6 +74,7 @@ def test_demo_ends_by_itself_with_a_report(processes, recording, tmp_path):
         processes,
         'demo',
         dataset=recording.dataset,
+        config=write_patient_deployment(tmp_path / 'robot.yaml', recording.bundle),
         bundle=recording.bundle,
         mode='lockstep',
         horizon=HORIZON,
@@ -84,7 +85,8 @@ def test_demo_ends_by_itself_with_a_report(processes, recording, tmp_path):
     report = json.loads((tmp_path / 'run' / 'report.json').read_text())
     assert report['passed']
     assert report['verdict']['timing']['num_chunks'] == NUM_STEPS
-    assert report['verdict']['timing']['delivery']['max_ms'] < 1000
+    # On the published clock, which does not go further than the episode.
+    assert report['verdict']['timing']['delivery']['max_ms'] <= NUM_STEPS * STEP_NS / 1e6
     assert [check['name'] for check in report['verdict']['checks']] == [
         'chunks',
         'min_compared_share',
@@ -102,7 +104,8 @@ def test_demo_ends_when_a_node_cannot_start(processes, recording, tmp_path):
     process.wait()
     assert 'cannot configure: ' in process.log
     assert 'policy.onnx' in process.log
-    assert re.search(r'\[policy_node-\d\]: process has died .*exit code 1', process.log)
+    died = r'\[policy_node-\d\]: process has died .*exit code 1,'
+    assert re.search(died, process.log), process.log
     assert process.group_is_empty()
 
 
@@ -153,9 +156,9 @@ def test_topics_tell_what_the_node_does(active):
     # Discovery tells publishers and subscriptions one by one, so ask until all of them are there.
     every = ''.join(f'(?=.*^{re.escape(topic)}$)' for topic in sorted(topics))
     ros2(active, 'topic', 'list', '-t', says=f'(?ms)\\A{every}')
-    info = ros2(active, 'topic', 'info', '/action_chunk', '-v', says='Publisher count: 1')
-    assert 'Node name: policy_node' in info
-    assert 'Reliability: RELIABLE' in info
+    # The node's name comes by another way than its publisher.
+    publisher = '(?s)Publisher count: 1.*Node name: policy_node.*Reliability: RELIABLE'
+    ros2(active, 'topic', 'info', '/action_chunk', '-v', says=publisher)
 
 
 def test_the_status_can_be_read_by_command(active):

@@ -25,6 +25,11 @@ def run(command, **kwargs):
     return result.stdout
 
 
+def kernels_in(package):
+    folder = pathlib.Path(package, 'gpu', 'kernels')
+    return {path.name for path in folder.iterdir() if path.suffix in ('.cu', '.h')}
+
+
 @pytest.mark.ros
 @pytest.mark.slow
 @pytest.mark.parametrize('flags', [[], ['--symlink-install']], ids=['plain', 'symlink'])
@@ -53,7 +58,9 @@ def test_colcon_builds_an_overlay_that_works(tmp_path, flags):
     def in_overlay(command):
         return run(['bash', '-c', setup + command])
 
-    assert str(tmp_path) in in_overlay(f"{sys.executable} -c '{IMPORTS}'")
+    package = pathlib.Path(in_overlay(f"{sys.executable} -c '{IMPORTS}'").strip()).parents[1]
+    assert package.is_relative_to(tmp_path)
+    assert kernels_in(package) == kernels_in(ROOT / 'vla_policy_ros') != set()
     share = tmp_path / 'install' / 'vla_policy_ros' / 'share' / 'vla_policy_ros'
     assert (share / 'launch' / 'demo.launch.py').is_file()
     assert (share / 'config' / 'fastdds.xml').is_file()
@@ -93,4 +100,8 @@ def test_pip_installs_everything_but_ros(tmp_path):
         'assert (s.sample_dataset_path() / "meta" / "info.json").is_file();'
         'print(m.__file__)'
     )
-    assert site in run([python, '-c', code], cwd=tmp_path, env=environment)
+    package = pathlib.Path(
+        run([python, '-c', code], cwd=tmp_path, env=environment).strip()
+    ).parents[1]
+    assert package.is_relative_to(site)
+    assert kernels_in(package) == kernels_in(source / 'vla_policy_ros') != set()

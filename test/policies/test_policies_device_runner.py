@@ -173,7 +173,8 @@ def test_bfloat16_tensors_between_stages_stay_on_the_device(tmp_path, new_device
     noise = np.zeros((1, 4, 3), np.float32)
     found = policy.run_pool({'state': state}, noise)
     context = (2 * state).astype('bfloat16').astype(np.float32)
-    np.testing.assert_allclose(found[0], np.repeat(context[0] / 2, 4, axis=0), rtol=1e-6)
+    # One bit of bfloat16: the evaluator of older versions of onnx cuts where newer ones round.
+    np.testing.assert_allclose(found[0], np.repeat(context[0] / 2, 4, axis=0), rtol=2**-7)
 
 
 def test_noise_on_the_device_is_that_of_the_host(bundles, make):

@@ -19,6 +19,7 @@ from support.ros_processes import PATIENCE_S
 from typing_extensions import Self
 
 _SPIN_S = 0.05
+_ASK_AGAIN_S = 0.5
 
 
 class RosGraph:
@@ -59,13 +60,33 @@ class RosGraph:
         return messages
 
     def call(self, service_class: Any, name: str, request: Any = None) -> Any:
-        """Call a service when it is there and return its response."""
+        """Call a service of a managed node when it is there and return its response."""
         client = self.node.create_client(service_class, name)
         self.spin_until(client.service_is_ready, f'service {name}')
+        self._wait_until_known_to(name.rpartition('/')[0])
         future = client.call_async(request or service_class.Request())
         self.spin_until(future.done, f'an answer of {name}')
         self.node.destroy_client(client)
         return future.result()
+
+    def _wait_until_known_to(self, node: str) -> None:
+        """Ask a managed node for its state until it answers: then it knows all clients that were made before.
+
+        A service drops the answer to a client whose subscription it has not discovered yet, which is no harm here.
+        """
+        client = self.node.create_client(GetState, f'{node}/get_state')
+        self.spin_until(client.service_is_ready, f'the state of {node}')
+        asked_s, futures = 0.0, []
+
+        def is_answered() -> bool:
+            nonlocal asked_s
+            if time.monotonic() - asked_s > _ASK_AGAIN_S:
+                asked_s = time.monotonic()
+                futures.append(client.call_async(GetState.Request()))
+            return any(future.done() for future in futures)
+
+        self.spin_until(is_answered, f'the state of {node}')
+        self.node.destroy_client(client)
 
     def transition(self, node: str, name: str) -> bool:
         """Ask a managed node for a transition (`configure`, `activate`, ...); return whether it succeeded."""

@@ -176,6 +176,7 @@ def decode_message(decoder: ImageDecoder, message: BagMessage) -> Array:
         height=int(fields.height),
         width=int(fields.width),
         step_bytes=int(fields.step),
+        is_bigendian=bool(fields.is_bigendian),
     )
 
 
@@ -265,7 +266,7 @@ class _Contents:
         except DatasetError as fault:
             if not self._may_skip or fault.code != 'unknown_encoding':
                 raise
-            self._warnings.append(f'{message.topic} is left out: {fault.got} is not decoded here')
+            self._warnings.append(f'{message.topic} is left out: it holds {fault.got}')
             return None
         return _ImageIndex((image.shape[0], image.shape[1]))
 

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +24,6 @@ _LARGEST_MESSAGE_BYTES = 256 * 1024 * 1024
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Signals are seen when the executor comes back to Python.
 _SPIN_TIMEOUT_S = 0.1
-# Long enough for the answer to `shutdown`, which is the last thing that a node says, to reach its reader.
-_FAREWELL_S = 0.5
 
 
 class RunnableNode(Protocol):
@@ -131,8 +128,6 @@ def run_node(make_node: Callable[[], Any]) -> int:
         while not stop_requested and node.exit_status is None:
             # EventsExecutor.spin() busy-waits in rclpy 9.1, spin_once in a loop does not.
             executor.spin_once(timeout_sec=_SPIN_TIMEOUT_S)
-        if node.exit_status is not None:
-            time.sleep(_FAREWELL_S)
         status = node.exit_status or 0
     except VlaPolicyError as error:
         sys.stderr.write(f'error: {error}\n')
