@@ -219,7 +219,7 @@ def test_the_sample_policy_in_int8_is_near(calibration, sample, tmp_path):
         outputs.append(probe.run(inputs)['context'])
         probe.close()
     wanted, found = (value.ravel().astype(np.float64) for value in outputs)
-    # 0.9998 with ONNX Runtime 1.31, 0.998 with 1.18, which rounds every step to fp16; below 0.9 with a wrong scale.
+    # 0.9998 with ONNX Runtime 1.31, 0.998 with 1.18 (the same without its optimiser).
     assert wanted @ found / np.linalg.norm(wanted) / np.linalg.norm(found) > 0.99
 
 
