@@ -2,7 +2,7 @@
 import threading
 
 import pytest
-from support.policies import PATIENCE_S, FakePolicy, make_frame, truncated_frame
+from support.policies import PATIENCE_S, FakePolicy, gpu_error, make_frame, truncated_frame
 
 from vla_policy_ros.core.errors import ImageError
 from vla_policy_ros.runtime.prefetch import FramePreparer
@@ -101,8 +101,19 @@ def test_shed_refuses_what_waits(desk):
     assert desk.said == {'front': [(1, 'stale_epoch'), (2, 2)], 'wrist': [(1, 'stale_epoch')]}
 
 
-def test_an_unexpected_error_ends_one_camera_only(desk):
-    error = RuntimeError('a bug')
+def test_a_full_gpu_costs_one_image(desk):
+    desk.policy.prepare_error = gpu_error('out_of_memory')
+    desk.preparer.start()
+    desk.offer('front', 1)
+    desk.drain()
+    desk.policy.prepare_error = None
+    desk.offer('front', 2)
+    desk.drain()
+    assert desk.said['front'] == [(1, 'out_of_memory'), (2, 2)]
+
+
+@pytest.mark.parametrize('error', [RuntimeError('a bug'), gpu_error('gpu_failed')])
+def test_an_unexpected_error_and_a_lost_gpu_end_one_camera_only(desk, error):
     desk.policy.prepare_error = error
     desk.preparer.start()
     desk.offer('front', 1)

@@ -4,7 +4,7 @@ import threading
 import numpy as np
 import pytest
 from support.clocks import TickClock
-from support.policies import PATIENCE_S, FakePolicy, FakePrepared
+from support.policies import PATIENCE_S, FakePolicy, FakePrepared, gpu_error
 
 from vla_policy_ros.core.errors import EngineError
 from vla_policy_ros.core.observation import Instruction, Observation
@@ -114,8 +114,9 @@ def test_a_refusal_does_not_use_up_a_sequence_number(desk):
     assert desk.worker.failure is None
 
 
-def test_an_unexpected_error_ends_the_inference(desk):
-    desk.policy.infer_error = error = KeyError('a bug')
+@pytest.mark.parametrize('error', [KeyError('a bug'), gpu_error('gpu_failed')])
+def test_an_unexpected_error_and_a_lost_gpu_end_the_inference(desk, error):
+    desk.policy.infer_error = error
     desk.worker.start()
     desk.offer(1)
     desk.finish()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vla_policy_ros.core.chunk import ActionChunk
-from vla_policy_ros.core.errors import ImageError
+from vla_policy_ros.core.errors import GpuError, ImageError
 from vla_policy_ros.core.frame import Frame
 from vla_policy_ros.core.observation import Observation
 from vla_policy_ros.core.specs import (
@@ -25,6 +25,11 @@ from vla_policy_ros.core.specs import (
 
 PATIENCE_S = 10.0
 """How long a test waits for another thread before it fails; no test waits that long when all is well."""
+
+
+def gpu_error(code: str) -> GpuError:
+    """Return an error of the GPU."""
+    return GpuError('GPU', got='a fault', expected='none', next_step='Look at it.', code=code)
 
 
 def make_spec(

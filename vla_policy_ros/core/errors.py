@@ -99,6 +99,11 @@ class GpuError(VlaPolicyError, RuntimeError):
 
     default_code = 'gpu_failed'
 
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the driver will refuse all later calls too: after a fault on the GPU its context is lost."""
+        return self.code == self.default_code
+
 
 class ChunkRejectedError(VlaPolicyError, ValueError):
     """A chunk failed its check and was not published."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from vla_policy_ros.core.errors import EngineError
+from vla_policy_ros.core.errors import EngineError, GpuError, VlaPolicyError
 from vla_policy_ros.scheduling.matcher import SUPERSEDED
 
 STALE_EPOCH = 'stale_epoch'
@@ -149,6 +149,12 @@ class Lane:
             _logger.exception('%s failed', self._thread.name)
             self._failure = error.with_traceback(None)  # a traceback would hold images
             return None
+
+
+def check_goes_on(error: VlaPolicyError) -> None:
+    """Raise an error after which the policy cannot do any work any more; others concern one task only."""
+    if isinstance(error, GpuError) and error.is_lasting:
+        raise error
 
 
 def busy_error(policy_id: str) -> EngineError:

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from vla_policy_ros.core.errors import VlaPolicyError
 from vla_policy_ros.core.frame import Frame, PreparedFrame
 from vla_policy_ros.core.policy import Policy
-from vla_policy_ros.runtime.lane import DETAILS, Answer, Lane
+from vla_policy_ros.runtime.lane import DETAILS, Answer, Lane, check_goes_on
 
 TicketT = TypeVar('TicketT')
 
@@ -80,6 +80,7 @@ class FramePreparer(Generic[TicketT]):
         try:
             prepared = self._policy.prepare(frame)
         except VlaPolicyError as error:
+            check_goes_on(error)
             return partial(self._on_refused, ticket, error.code, str(error))
         return partial(self._on_ready, ticket, prepared)
 

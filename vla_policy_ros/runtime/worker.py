@@ -12,7 +12,14 @@ from vla_policy_ros.core.clock import Clock
 from vla_policy_ros.core.errors import VlaPolicyError
 from vla_policy_ros.core.observation import Observation
 from vla_policy_ros.core.policy import Policy
-from vla_policy_ros.runtime.lane import DETAILS, STALE_EPOCH, STOPPED, Answer, Lane
+from vla_policy_ros.runtime.lane import (
+    DETAILS,
+    STALE_EPOCH,
+    STOPPED,
+    Answer,
+    Lane,
+    check_goes_on,
+)
 
 
 class InferenceWorker:
@@ -20,7 +27,7 @@ class InferenceWorker:
 
     Every observation comes back exactly once, on the worker's thread and without its images, to `on_chunk` or to
     `on_refused`. An error of the package's own tree is a refusal with the error's code, and the worker goes on. Any
-    other error ends the inference: it is kept as `failure`, and what comes after is refused as `worker_failed`.
+    other error, and the loss of the GPU, ends the inference: it is kept as `failure`, and what comes after is refused as `worker_failed`.
 
     Args:
         policy: The policy; `infer` and `reset` are called on the worker's thread only.
@@ -93,6 +100,7 @@ class InferenceWorker:
         try:
             chunk = self._policy.infer(observation)
         except VlaPolicyError as error:
+            check_goes_on(error)
             return partial(self._on_refused, bare, error.code, str(error))
         if observation.epoch != self._epoch:
             return partial(self._refuse, bare, STALE_EPOCH)
