@@ -161,11 +161,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        measure(arguments, Bench(arguments, folder))
+        parts = measure(arguments, Bench(arguments, folder))
+    raise SystemExit(bool(parts.errors))
 
 
-def measure(arguments: argparse.Namespace, bench: Bench) -> None:
-    """Run everything; write the JSON also after a failure."""
+def measure(arguments: argparse.Namespace, bench: Bench) -> Parts:
+    """Run everything; write the JSON also after a failure. Return the parts, with what failed."""
     parts, made = Parts(), {}
     for name in ('eager', 'graph', 'tensorrt'):
         contender = parts.run(name, getattr(bench, name))
@@ -202,6 +203,7 @@ def measure(arguments: argparse.Namespace, bench: Bench) -> None:
         facts = {name: contender.facts for name, contender in made.items()}
         result = {'torch': torch.__version__, 'rows': rows, 'facts': facts, 'policy': policy}
         write_result(arguments.json, {**result, **parts.facts()})
+    return parts
 
 
 if __name__ == '__main__':

@@ -324,11 +324,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        measure(arguments, Bench(arguments, folder))
+        parts = measure(arguments, Bench(arguments, folder))
+    raise SystemExit(bool(parts.errors))
 
 
-def measure(arguments: argparse.Namespace, bench: Bench) -> None:
-    """Run everything; write the JSON also after a failure."""
+def measure(arguments: argparse.Namespace, bench: Bench) -> Parts:
+    """Run everything; write the JSON also after a failure. Return the parts, with what failed."""
     parts = Parts()
     reference = bench.reference()
     is_cuda = bench.device.type == 'cuda'
@@ -348,6 +349,7 @@ def measure(arguments: argparse.Namespace, bench: Bench) -> None:
             contender.facts['kernels'] = counted
         parts.run('timing', lambda: time_runs(made, chunks=arguments.chunks))
     report(arguments, bench, made, bandwidth, parts)
+    return parts
 
 
 def report(

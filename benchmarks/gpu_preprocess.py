@@ -72,6 +72,7 @@ def main() -> None:
     if arguments.json:
         facts = {'device': device.name, 'copy_gb_per_s': bandwidth, **parts.facts()}
         write_result(arguments.json, {**facts, 'results': results})
+    raise SystemExit(bool(parts.errors))
 
 
 def print_table(results: dict[str, Any]) -> None:

@@ -205,6 +205,24 @@ def test_kernels_stay_in_memory_where_there_is_no_place_for_them(host, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_portable_plan_that_does_not_load_is_not_to_be_built_again(host):
+    with pytest.raises(EngineError) as caught:
+        load_fake(FakeRtx(host), b'for another GPU')
+    assert caught.value.code == 'not_loadable'
+    assert 'vla-policy doctor' in caught.value.next_step
+
+
+def test_an_engine_closes_where_compiled_kernels_cannot_be_kept(host, tmp_path, caplog):
+    blocked = tmp_path / 'file'
+    blocked.touch()
+    engine = load_fake(FakeRtx(host), kernel_cache=blocked / 'plan.kernels')
+    engine.close()
+    engine.close()
+    assert 'not kept' in caplog.text
+    with pytest.raises(EngineError):
+        engine.bind(allocate(host))
+
+
 @pytest.fixture
 def machine(monkeypatch, trt):
     """A machine whose TensorRT is the stand-in."""
@@ -241,14 +259,19 @@ def test_engine_takes_the_plan_of_network_precision_and_machine(host, machine, t
     assert caught.value.code == 'damaged_plan'
 
 
-@pytest.mark.parametrize('is_ours', [True, False])
-def test_only_compatible_plans_of_ours_may_bring_code(machine, trt, tmp_path, is_ours):
+@pytest.mark.parametrize(
+    ('origin', 'is_compatible', 'allowed'),
+    [('built', True, True), ('built', False, False), ('foreign', True, False)],
+)
+def test_only_compatible_plans_of_ours_may_bring_code(
+    machine, trt, tmp_path, origin, is_compatible, allowed
+):
     path, store = save_doubler(tmp_path / 'doubler.onnx'), PlanStore(tmp_path / 'plans')
-    options = BuildOptions(version_compatible=is_ours)
+    options = BuildOptions(version_compatible=is_compatible)
     key = PlanKey(network_hash=network_hash(path), options=options, machine=machine)
-    plan = store.add(memoryview(PLAN), key)
+    plan = store.add(memoryview(PLAN), key, origin=origin)
     tensorrt.TensorRTEngine(path, settings=EngineSettings(plan_folder=store.folder))
-    assert trt.runtimes[-1].engine_host_code_allowed is is_ours
+    assert trt.runtimes[-1].engine_host_code_allowed is allowed
     tensorrt.TensorRTEngine.from_plan(plan.path)
     assert trt.runtimes[-1].engine_host_code_allowed is False
 
@@ -279,6 +302,27 @@ def test_messages_are_kept_per_thread_and_warnings_logged(caplog):
     assert caplog.messages == ['beware']
     messages.clear()
     assert messages.last() == 'no reason given'
+
+
+def test_warnings_of_a_build_are_collected_from_every_thread(caplog):
+    messages = Messages()
+    with messages.collecting() as warnings:
+        thread = threading.Thread(
+            target=messages.record, args=['be  ware'], kwargs={'is_error': False}
+        )
+        thread.start()
+        thread.join()
+        messages.record('the cause', is_error=True)
+    assert (warnings, messages.last()) == (['be ware'], 'the cause')
+    messages.record('later', is_error=False)
+    assert caplog.messages == ['later']
+
+
+def test_a_library_that_is_too_old_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tensorrt', SimpleNamespace(__version__='8.5.2.2'))
+    with pytest.raises(MissingDependencyError, match=r'got version 8\.5\.2\.2.*10\.3') as caught:
+        _import.__wrapped__('tensorrt')
+    assert caught.value.code == 'old_library'
 
 
 def test_strong_typing_is_asked_for_where_it_is_a_choice(trt):

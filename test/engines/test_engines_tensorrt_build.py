@@ -14,16 +14,15 @@ from support.bundles import save_doubler, save_model
 
 import vla_policy_ros.sample
 from vla_policy_ros.core.errors import ConfigurationError, EngineError, GpuError
+from vla_policy_ros.engines.build_progress import BuildMonitor, BuildProgress
 from vla_policy_ros.engines.plan_facts import Gpu, Machine
 from vla_policy_ros.engines.plans import PlanStore, network_hash, open_plan
 from vla_policy_ros.engines.tensorrt_build import (
     BuildOptions,
-    BuildProgress,
     ShapeRange,
     _Build,
-    _check_options,
-    _Monitor,
     build_plan,
+    check_options,
 )
 from vla_policy_ros.engines.tensorrt_layers import group_layers, precision_of
 from vla_policy_ros.engines.tensorrt_library import Library, Messages, load_library
@@ -161,7 +160,7 @@ def test_options_that_the_library_lacks_are_refused(tmp_path, store, options, me
 def test_targets_are_refused_where_plans_are_for_one_gpu():
     library = Library('tensorrt', SimpleNamespace(__version__='10.6.0'), Messages(), None)
     with pytest.raises(ConfigurationError, match=r'targets, which tensorrt 10\.6\.0'):
-        _check_options(library, BuildOptions(targets=('9.0',)))
+        check_options(library, BuildOptions(targets=('9.0',)))
 
 
 def test_weights_in_a_file_beside_are_read(tmp_path, store):
@@ -224,7 +223,7 @@ def test_caller_that_stops_listening_stops_the_build(store):
 
 
 def test_cancelled_monitor_tells_tensorrt_to_stop():
-    monitor = _Monitor()
+    monitor = BuildMonitor()
     interface = monitor.as_interface(rtx)
     interface.phase_start('Building', None, 2)
     assert interface.step_complete('Building', 0) is True

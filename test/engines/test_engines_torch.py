@@ -256,3 +256,12 @@ def test_device_tensors_are_described_to_pytorch(dtype, kind):
         'strides': None,
         'version': 3,
     }
+
+
+def test_the_minutes_of_compiling_are_told(monkeypatch, caplog):
+    engine = object.__new__(engines.TorchCompileEngine)  # one that is loaded needs a GPU
+    engine._name = 'head.onnx'
+    monkeypatch.setattr(torch, 'compile', lambda module, **_: module)
+    assert engine._finish('module') == 'module'
+    assert 'head.onnx' in caplog.text
+    assert 'minutes' in caplog.text

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from itertools import islice
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -24,6 +25,7 @@ from vla_policy_ros.bundle.bundle import load_bundle
 from vla_policy_ros.core.errors import ConfigurationError, EngineError
 from vla_policy_ros.datasets.registry import open_dataset
 from vla_policy_ros.evaluation.sampling import sample_observations
+from vla_policy_ros.export import calibration as calibration_module
 from vla_policy_ros.export.calibration import (
     Calibration,
     calibrate,
@@ -248,3 +250,23 @@ def test_float8_rounds_to_nearest_even_and_saturates(values):
 def test_a_calibration_of_no_observation_is_no_calibration():
     with pytest.raises(ValueError, match='observations'):
         Calibration(observations=0, networks={})
+
+
+@pytest.mark.parametrize('value', [np.inf, np.nan])
+def test_an_activation_that_is_not_finite_is_named(sample, monkeypatch, value):
+    class Spoiled(calibration_module._RangeExecution):
+        def __init__(self, execution, measures, largest):
+            for measure in measures.values():
+                measure[...] = value
+            super().__init__(SimpleNamespace(enqueue=lambda stream: None), measures, largest)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(calibration_module, '_RangeExecution', Spoiled)
+    dataset = open_dataset(sample_dataset_path())
+    observations = list(sample_observations(dataset, sample.spec, count=1))
+    dataset.close()
+    with pytest.raises(EngineError, match='activation') as caught:
+        calibrate(sample, observations)
+    assert caught.value.code == 'not_finite'

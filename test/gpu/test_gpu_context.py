@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from support.pycuda_stand_in import install
+from support.pycuda_stand_in import Error, install
 
 from vla_policy_ros.core.errors import GpuError, MissingDependencyError
 from vla_policy_ros.gpu import device as device_module
@@ -241,3 +241,22 @@ class TestBesidePyTorch:
             thread.join()
         device.close()
         assert not failures
+
+
+@pytest.mark.parametrize('call', ['current', 'close'])
+def test_a_driver_that_refuses_the_context_is_an_error_of_ours(gpu, monkeypatch, call):
+    device = open_device()
+
+    def refuse():
+        raise Error('cuCtxPushCurrent failed: unspecified launch failure')
+
+    def use():
+        with device.current():
+            pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, 'push', refuse)
+        with pytest.raises(GpuError, match='unspecified launch failure') as caught:
+            use() if call == 'current' else device.close()
+    assert caught.value.code == 'gpu_failed'
+    device.close()

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Refusals of the driver around a graph; what graphs do is in contracts/device_contract.py."""
 
+import gc
+from contextlib import nullcontext
+
 import pytest
 from cuda.bindings import driver
 from support.pycuda_stand_in import install
@@ -74,3 +77,18 @@ def test_nothing_is_left_when_the_callable_fails(device):
 
     with pytest.raises(KeyError, match='ours'):
         device.capture(device.new_stream(), enqueue)
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_garbage_is_not_collected_while_work_is_recorded(device, fails):
+    seen = []
+
+    def enqueue():
+        seen.append(gc.isenabled())
+        if fails:
+            raise KeyError('ours')
+
+    with pytest.raises(KeyError) if fails else nullcontext():
+        device.capture(device.new_stream(), enqueue).close()
+    assert seen == [False]
+    assert gc.isenabled()

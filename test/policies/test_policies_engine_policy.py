@@ -272,6 +272,8 @@ def test_choices_that_do_not_exist_or_go_together_are_refused(plain, settings, c
     with pytest.raises(ConfigurationError, match=told) as caught:
         EnginePolicy(plain, **settings)
     assert caught.value.code == code
+    if 'jpeg' in settings or 'preprocess' in settings:
+        assert caught.value.where == f'policy.{list(settings)[-1]}'
 
 
 def test_execution_on_the_host_is_told(plain):

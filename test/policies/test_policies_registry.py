@@ -9,6 +9,7 @@ from vla_policy_ros.core.errors import BundleError, ConfigurationError, GpuError
 from vla_policy_ros.engines.registry import ENGINES, engine_memory
 from vla_policy_ros.engines.settings import EngineSettings
 from vla_policy_ros.gpu.driver import find_driver
+from vla_policy_ros.policies import registry
 from vla_policy_ros.policies.engine_policy import EnginePolicy
 from vla_policy_ros.policies.hold import HoldPolicy
 from vla_policy_ros.policies.registry import POLICY_ENGINES, load_policy
@@ -84,7 +85,8 @@ def test_policy_that_fails_its_probe_is_not_handed_out(bundle, monkeypatch):
 
 
 @pytest.mark.parametrize(('precision', 'passes'), [(None, False), ('fp32', False), ('bf16', True)])
-def test_probe_is_held_to_the_precision_that_runs(bundle, precision, passes):
+def test_probe_is_held_to_the_precision_that_runs(bundle, precision, passes, monkeypatch):
+    monkeypatch.setattr(registry, 'PLAN_ENGINES', ('onnxruntime',))
     probe = make_probe(EnginePolicy(bundle), make_observation(bundle))
     write_probe(bundle.folder / 'probe.npz', Probe(probe.inputs, None, probe.output + 0.01))
     write_bundle(bundle.folder, {**direct_manifest(), 'probe': 'probe.npz'})
@@ -95,3 +97,20 @@ def test_probe_is_held_to_the_precision_that_runs(bundle, precision, passes):
     with pytest.raises(BundleError) as caught:
         load_policy(bundle.folder, settings=settings)
     assert caught.value.code == 'probe_failed'
+
+
+@pytest.mark.parametrize('engine', ['onnxruntime', 'torch', 'torch_cpu'])
+def test_a_precision_that_would_only_loosen_the_probe_is_refused(bundle, engine):
+    with pytest.raises(ConfigurationError, match="'fp16' with engine") as caught:
+        load_policy(bundle.folder, engine=engine, settings=EngineSettings(precision='fp16'))
+    assert (caught.value.where, caught.value.code) == ('policy.precision', 'needs_plans')
+
+
+def test_fp32_stands_for_networks_as_they_are(bundle):
+    load_policy(bundle.folder, settings=EngineSettings(precision='fp32')).close()
+
+
+def test_an_unknown_engine_is_told_all_that_there_are(bundle):
+    with pytest.raises(ConfigurationError, match='torch_cpu, none') as caught:
+        load_policy(bundle.folder, engine='warp')
+    assert (caught.value.where, caught.value.code) == ('policy.engine', 'unknown_engine')

@@ -2,6 +2,8 @@
 import numpy as np
 import pytest
 from support.bundles import write_flow_bundle
+from support.device_engines import DeviceEngines
+from support.host_device import HostDevice
 
 from vla_policy_ros.core.clock import MonotonicClock
 from vla_policy_ros.core.errors import EngineError
@@ -64,6 +66,26 @@ def test_a_stage_alone_does_what_it_did_in_the_policy(flow, recorded, index):
     probe.close()
     with pytest.raises(EngineError):
         probe.run(calls[0].inputs)
+
+
+def test_a_stage_on_a_device_is_loaded_for_the_stream_that_it_runs_on(flow, recorded):
+    device, seen = HostDevice(), []
+    engines = DeviceEngines(device)
+
+    def load(name, onnx_path, *, settings):
+        seen.append(settings.stream)
+        return engines.load(name, onnx_path, settings=settings)
+
+    stage = flow.manifest.stages[0]
+    call = next(call for call in recorded[0] if call.stage == stage.name)
+    probe = StageProbe(flow, stage, engine='onnxruntime_cuda', device=device, load=load)
+    found = probe.run(call.inputs)
+    for name, value in found.items():
+        np.testing.assert_allclose(value, call.outputs[name], atol=1e-6)
+    assert seen == [probe._buffers.stream_handle]
+    assert seen[0]
+    probe.close()
+    device.close()
 
 
 def test_a_stage_is_loaded_in_its_own_precision(flow):

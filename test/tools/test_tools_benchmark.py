@@ -4,7 +4,9 @@ import sys
 
 import pytest
 
-from vla_policy_ros.tools.benchmark_rows import choices
+from vla_policy_ros.evaluation.observations import EpisodeObservations
+from vla_policy_ros.policies.runner import ExecutionFacts
+from vla_policy_ros.tools.benchmark_rows import Row, choices, make_document
 
 COMPONENTS = ['receive', 'preprocess', 'inputs', 'network', 'postprocess', 'total']
 
@@ -66,9 +68,10 @@ def test_an_engine_that_cannot_run_here_is_a_row(benchmark, monkeypatch):
 def test_words_for_people(benchmark):
     result = benchmark()
     lines = result.out.splitlines()
-    for title in ('data processing', 'backbone', 'action head', 'end to end', 'p99'):
+    for title in ('data processing', 'backbone', 'action head', 'end to end'):
         assert title in lines[0]
-    assert lines[1].split()[:3] == ['onnxruntime', 'exported', 'cpu']
+    assert 'p99' in lines[2]
+    assert lines[1].startswith('onnxruntime cpu images ')
     assert [line.split()[-6] for line in lines[3:]] == COMPONENTS
     assert 'loading onnxruntime' in result.err
 
@@ -78,7 +81,7 @@ def test_files_for_a_readme(benchmark, tmp_path):
     stored = json.loads((tmp_path / 'run' / 'benchmark.json').read_text(encoding='utf-8'))
     assert stored == document
     text = (tmp_path / 'run' / 'benchmark.md').read_text(encoding='utf-8')
-    assert '| engine | precision | images | graph | data processing |' in text
+    assert '| engine | data processing | backbone | action head | end to end |' in text
     assert f'`{document["command"]}`' in text
     assert 'on the host' in text
 
@@ -119,6 +122,51 @@ def test_what_is_compared():
         'tensorrt fp8 gpu images no graph',
         'tensorrt fp8 gpu images graph',
     ]
+
+
+def test_a_precision_is_what_really_runs(benchmark):
+    words = ('--engine', 'onnxruntime', '--precision')
+    exported, fp16, bf16 = benchmark('--json', *words, 'exported', 'fp16', 'bf16').document['rows']
+    assert (exported['precision'], fp16['precision']) == ('exported', 'fp16')
+    assert 0 < fp16['max_difference'] < 0.05
+    assert bf16['error']['code'] == 'unsupported_precision'
+
+
+def test_a_graph_that_fell_back_is_no_graph():
+    whole = {'total': 1000}
+    rows = [
+        Row('tensorrt', None, 'gpu', True, execution=facts, times=[whole])
+        for facts in (
+            ExecutionFacts(memory='device', cuda_graph=True),
+            ExecutionFacts(memory='device', reason='it cannot be captured'),
+        )
+    ]
+    document = make_document(rows, ((), ()), command='', policy_id='', episode=None)
+    graph, plain = document['rows']
+    assert (graph['cuda_graph'], plain['cuda_graph']) == (True, False)
+    assert (graph['title'], plain['title']) == (
+        'tensorrt gpu images graph',
+        'tensorrt gpu images graph (fell back: no graph)',
+    )
+
+
+def test_an_episode_without_a_step(benchmark, monkeypatch):
+    monkeypatch.setattr(EpisodeObservations, 'iterate', lambda _: iter(()))
+    result = benchmark('--json')
+    assert (result.status, result.document['error']['code']) == (2, 'nothing_to_measure')
+
+
+def test_a_reason_is_told_once(benchmark, monkeypatch):
+    from vla_policy_ros.core.errors import GpuError
+    from vla_policy_ros.gpu import device
+
+    def refuse(_index=0):
+        raise GpuError('GPU', got='none', expected='one', next_step='Plug one in.')
+
+    monkeypatch.setattr(device, 'open_device', refuse)
+    result = benchmark('--engine', 'onnxruntime', 'tensorrt', 'torch')
+    assert result.out.count('Plug one in.') == 1
+    assert 'not run: tensorrt cpu images no graph, tensorrt cpu images graph, torch' in result.out
 
 
 @pytest.mark.gpu

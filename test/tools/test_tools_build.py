@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +74,37 @@ def test_8_bits_without_calibration(build):
     result = build('--precision', 'fp8')
     assert result.status == 2
     assert '--calibrate' in result.err
+    assert 'building' not in result.err  # said before the work
+
+
+@pytest.mark.parametrize('damage', ['gone', 'cut'])
+def test_a_damaged_plan_is_built_again(build, damage):
+    words = ('--precision', 'fp16', '--stage', 'velocity', '--json')
+    path = Path(build(*words).document['plans'][0]['path'])
+    if damage == 'gone':
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
+    (plan,) = build(*words).document['plans']
+    assert not plan['cached']
+    assert Path(plan['path']).is_file()
+
+
+def test_warnings_of_the_library_are_part_of_the_report(build, caplog):
+    result = build('--precision', 'fp16', '--json')
+    warnings = [plan['warnings'] for plan in result.document['plans']]
+    assert ['Int64' in ''.join(texts) for texts in warnings] == [True, False]
+    assert not caplog.messages
+    assert 'encoder: the library warned' in build('--precision', 'fp16').out
+
+
+def test_a_folder_in_the_home_is_found(cli, monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    words = ('--bundle', 'sample', '--engine', 'tensorrt_rtx', '--stage', 'velocity')
+    result = cli('build', *words, '--plans', '~/my plans', '--json')
+    assert result.document['folder'] == str(tmp_path / 'my plans')
+    proof = cli('build', *words, '--plans', '~/my plans').out.splitlines()[-1]
+    assert proof.endswith(f"--plans '{tmp_path / 'my plans'}'")
 
 
 def test_in_words(build):
@@ -101,6 +133,7 @@ def test_wrong_words(build, words, said):
     result = build(*words)
     assert result.status == 2
     assert said in result.err
+    assert 'building' not in result.err
 
 
 def test_an_interrupt_leaves_nothing_behind(build, monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import io
+import re
 import sys
 
 import pytest
@@ -94,3 +95,14 @@ def test_progress_draws_a_bar_on_a_terminal(terminal):
 def test_json_keeps_letters(capsys):
     console.print_json({'name': 'Größe'})
     assert '"Größe"' in capsys.readouterr().out
+
+
+def test_numbers_are_never_broken_on_a_narrow_terminal(terminal, monkeypatch):
+    stream = terminal()
+    monkeypatch.setenv('COLUMNS', '40')
+    row = ('a long name of many words', '1234.567', '8901.234')
+    console.print_table(('what', 'data processing', 'p99 ms'), [row], right=(1, 2))
+    text = re.sub('\033\\[[0-9;]*m', '', stream.getvalue())
+    assert max(map(len, text.splitlines())) <= 40
+    for word in ('1234.567', '8901.234', 'processing'):
+        assert word in text

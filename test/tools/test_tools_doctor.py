@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,11 @@ import yaml
 
 from vla_policy_ros.core.errors import BundleError
 from vla_policy_ros.deployment.config import CameraSource, JointSource
+from vla_policy_ros.engines.plan_facts import BuildOptions, Gpu, Machine, PlanKey
+from vla_policy_ros.engines.plans import PlanStore, network_hash
+from vla_policy_ros.gpu.driver import find_driver
+from vla_policy_ros.gpu.listing import GpuFacts
+from vla_policy_ros.sample import sample_bundle_path
 from vla_policy_ros.tools import doctor, doctor_checks, doctor_probe, doctor_ros
 from vla_policy_ros.tools.doctor_checks import Check
 from vla_policy_ros.tools.doctor_probe import PROBES, Trial, try_library
@@ -147,18 +153,21 @@ def test_library_that_ends_the_process_ends_not_this_one(modules):
 
 
 def test_library_that_cannot_be_imported_says_why(modules):
-    modules('openvino', 'raise ImportError("libfoo.so is missing")\n')
-    assert try_library('openvino') == Trial(failure='ImportError: libfoo.so is missing')
+    modules('onnxruntime', 'raise ImportError("libfoo.so is missing")\n')
+    assert try_library('onnxruntime') == Trial(failure='ImportError: libfoo.so is missing')
 
 
 def test_chatter_of_a_library_is_not_taken_for_facts(modules):
-    modules('openvino', 'print("Hello")\n__version__ = "2025.1"\n')
-    assert try_library('openvino') == Trial({'version': '2025.1'})
+    modules(
+        'onnxruntime',
+        'print("Hello")\n__version__ = "1.2"\ndef get_available_providers(): return []\n',
+    )
+    assert try_library('onnxruntime') == Trial({'version': '1.2', 'providers': []})
 
 
 def test_library_that_hangs_is_given_up(modules, monkeypatch):
     monkeypatch.setattr(doctor_probe, '_PATIENCE_S', 0.01)
-    assert 'no answer' in try_library('openvino').failure
+    assert 'no answer' in try_library('onnxruntime').failure
 
 
 def test_onnx_runtime_is_found_for_real():
@@ -219,6 +228,24 @@ def test_tensorrt_that_builds_but_does_not_run_is_told(trials, trial, state, sai
     assert said in check.found
 
 
+@pytest.mark.parametrize(('capability', 'state'), [((9, 0), 'problem'), ((8, 9), 'ok')])
+def test_tensorrt_rtx_on_a_gpu_that_it_does_not_know(trials, monkeypatch, capability, state):
+    gpu = GpuFacts(0, 'NVIDIA X', capability, 2**34, is_integrated=False)
+    monkeypatch.setattr('vla_policy_ros.gpu.listing.list_gpus', lambda: (gpu,))
+    monkeypatch.setattr('vla_policy_ros.gpu.driver.find_driver', lambda: '13.0')
+    facts = {'version': '1.7', 'targets': ['8.9', '12.0'], 'builds': True, 'runs': True}
+    trials['tensorrt_rtx'] = Trial(facts)
+    check = by_name(doctor_checks.check_machine())['TensorRT-RTX']
+    assert check.state == state
+    if state == 'problem':
+        assert 'does not run on NVIDIA X (9.0), only on 8.9, 12.0' in check.found
+
+
+def test_tensorrt_rtx_tells_its_targets():
+    pytest.importorskip('tensorrt_rtx')
+    assert '8.9' in try_library('tensorrt_rtx').facts['targets']
+
+
 @pytest.mark.parametrize(
     ('cuda', 'sees_gpu', 'state'),
     [(None, False, 'missing'), ('13.0', False, 'problem'), ('13.0', True, 'ok')],
@@ -244,6 +271,43 @@ def test_cached_kernels_need_no_compiler(cli, trials, caches):
     (caches / 'kernels' / 'a.cubin').write_bytes(b'x')
     checks = by_name_of(cli('doctor', '--json', '--preprocess', 'gpu'))
     assert (checks['NVRTC']['needed'], checks['PyCUDA']['needed']) == (False, True)
+
+
+H200 = Machine('tensorrt', '10.6.0', Gpu('NVIDIA H200', (9, 0)))
+
+
+@pytest.mark.parametrize(
+    ('built_for', 'precision', 'state'),
+    [
+        (H200, 'fp16', 'ok'),
+        (H200, None, 'missing'),
+        (replace(H200, version='10.3.0'), 'fp16', 'missing'),
+    ],
+)
+def test_plans_must_fit_this_machine(monkeypatch, tmp_path, built_for, precision, state):
+    monkeypatch.setattr(doctor_checks, '_find_machine', lambda _engine: H200)
+    folder, store = sample_bundle_path(), PlanStore(tmp_path)
+    for name in ('encoder.onnx', 'velocity.onnx'):
+        key = PlanKey(
+            network_hash=network_hash(folder / name),
+            options=BuildOptions(precision='fp16'),
+            machine=built_for,
+        )
+        store.add(memoryview(b'plan'), key)
+    checks = doctor_checks.check_bundle(folder, tmp_path, engine='tensorrt', precision=precision)
+    check = by_name(checks)['plans']
+    assert check.state == state
+    if state != 'ok':
+        assert 'vla-policy build' in check.next_step
+        assert 'NVIDIA H200' in check.found
+
+
+@pytest.mark.parametrize('engine', ['', 'onnxruntime', 'tensorrt'])
+def test_where_a_machine_cannot_be_asked_plans_are_counted(tmp_path, engine):
+    if engine == 'tensorrt' and find_driver():
+        pytest.skip('there is a driver')
+    checks = doctor_checks.check_bundle(sample_bundle_path(), tmp_path, engine=engine)
+    assert 'encoder.onnx: 0' in by_name(checks)['plans'].found
 
 
 # ROS.

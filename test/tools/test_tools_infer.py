@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support.recordings import HORIZON, JOINTS, NUM_STEPS
 
+from vla_policy_ros.core.errors import ConfigurationError
 from vla_policy_ros.evaluation.recording import ChunkRecording
 
 NUM_CHUNKS = -(-NUM_STEPS // HORIZON)
@@ -137,3 +138,21 @@ def test_a_real_dataset_from_new_to_report(cli, gr00t_demo, tmp_path):
     assert result.document['chunks'] == -(-328 // 16)
     assert len(result.document['comparison']['joints']) == 44
     assert (tmp_path / 'run' / 'report.html').stat().st_size > 10_000
+
+
+def test_precision_and_plans_reach_the_policy(infer, monkeypatch, tmp_path):
+    seen = []
+
+    def load(_folder, *, settings, **_):
+        seen.append(settings)
+        raise ConfigurationError('x', got='a', expected='b', next_step='Do c.')
+
+    monkeypatch.setattr('vla_policy_ros.policies.registry.load_policy', load)
+    words = ('--engine', 'tensorrt', '--precision', 'fp16', '--plans', tmp_path)
+    assert infer(*words).status == 2
+    assert [(s.precision, s.plan_folder) for s in seen] == [('fp16', tmp_path)]
+
+
+def test_a_precision_that_does_not_run_is_refused(infer):
+    result = infer('--json', '--precision', 'fp16')
+    assert result.document['error']['code'] == 'needs_plans'

@@ -47,6 +47,7 @@ def damaged(monkeypatch, tmp_path):
             registry._ENTRIES['onnxruntime'], module='damaged_engine', class_name='DamagedEngine'
         )
         monkeypatch.setitem(registry._ENTRIES, 'damaged', entry)
+        monkeypatch.setattr(registry, 'ENGINES', ('damaged',))
         monkeypatch.setattr('vla_policy_ros.policies.engine_policy.ENGINES', ('damaged',))
 
     return damage
@@ -118,3 +119,9 @@ def test_a_bundle_without_a_probe_needs_a_dataset(cli, tmp_path):
 def test_torch_on_the_cpu(verify):
     pytest.importorskip('torch')
     assert verify('--engine', 'torch_cpu', '--json').status == 0
+
+
+def test_what_makes_a_calibration_is_told(verify):
+    result = verify('--engine', 'onnxruntime', '--precision', 'int8')
+    assert '--calibration FILE' in result.err
+    assert 'vla-policy build --calibrate' in result.err

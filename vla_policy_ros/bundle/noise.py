@@ -22,9 +22,14 @@ DEVICE_LIMIT = 2e-6
 """Largest difference between these numbers (at most 5.8) and a GPU's, whose log, sin and cos round differently."""
 
 _WORD = 0xFFFFFFFF
+_LOW_WORD, _HALF = (
+    np.array(_WORD, np.uint64),
+    np.array(32, np.uint64),
+)  # as arrays, which numpy need not convert
 _MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
-_WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and square root of 3, less 1
 _ROUNDS = 10
+_WEYL = np.array([0x9E3779B9, 0xBB67AE85], np.uint64)  # golden ratio and square root of 3, less 1
+_KEY_STEPS = np.arange(_ROUNDS, dtype=np.uint64)[:, None] * _WEYL
 _UNIT = np.float32(2.0**-24)
 _TURN = np.float32(2.0 * math.pi * 2.0**-24)
 _BITS_LOST = 8  # a float32 holds 24 of a word's 32 bits exactly
@@ -66,13 +71,14 @@ def philox(key: tuple[int, int], counter: tuple[int, int, int, int], count: int)
     odd = np.empty_like(even)  # words 1 and 3
     even[0], even[1] = np.arange(counter[0], counter[0] + count), counter[2]
     odd[0], odd[1] = counter[1], counter[3]
-    for index in range(_ROUNDS):
-        keys = [[(word + index * step) & _WORD] for word, step in zip(key, _WEYL, strict=True)]
-        product = even * _MULTIPLIERS
-        np.right_shift(product[::-1], 32, out=even)
-        even ^= odd
-        even ^= np.array(keys, np.uint64)
-        np.bitwise_and(product[::-1], _WORD, out=odd)
+    product = np.empty_like(even)
+    crossed = product[::-1]
+    for round_key in ((np.array(key, np.uint64) + _KEY_STEPS) & _LOW_WORD)[..., None]:
+        np.multiply(even, _MULTIPLIERS, out=product)
+        np.right_shift(crossed, _HALF, out=even)
+        np.bitwise_xor(even, odd, out=even)
+        np.bitwise_xor(even, round_key, out=even)
+        np.bitwise_and(crossed, _LOW_WORD, out=odd)
     words = np.empty((4, count), np.uint32)
     words[0::2], words[1::2] = even, odd
     return words

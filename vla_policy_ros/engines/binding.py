@@ -1,15 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every engine checks before it binds buffers, and the errors that all of them share."""
+"""What all engines share: how they tell their tensors, what they check before they bind buffers, and errors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from vla_policy_ros.core.engine import DeviceTensor, Tensor
 from vla_policy_ros.core.errors import EngineError, SpecMismatchError
 from vla_policy_ros.core.specs import Array, TensorSpec
+
+
+class NamedTensors:
+    """What every engine tells of its network.
+
+    Args:
+        inputs: Its input tensors.
+        outputs: Its output tensors.
+    """
+
+    def __init__(self, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> None:
+        self._inputs = tuple(inputs)
+        self._outputs = tuple(outputs)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Input tensors; a free dimension is None."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Output tensors; a free dimension is None."""
+        return self._outputs
+
+    @property
+    def workspace_bytes(self) -> int:
+        """0: the library takes its memory itself."""
+        return 0
 
 
 def check_names(network: str, specs: Sequence[TensorSpec], tensors: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,7 @@ from vla_policy_ros.core.engine import DeviceTensor, Tensor
 from vla_policy_ros.core.errors import EngineError
 from vla_policy_ros.core.specs import TensorSpec
 from vla_policy_ros.engines.binding import (
+    NamedTensors,
     check_names,
     closed_error,
     device_tensor,
@@ -122,7 +123,7 @@ class OnnxRuntimeCudaExecution(OnnxRuntimeExecution):
         super().enqueue(stream)
 
 
-class _OnnxRuntimeBase:
+class _OnnxRuntimeBase(NamedTensors):
     """One session, its tensors, and how it ends."""
 
     def __init__(
@@ -154,23 +155,10 @@ class _OnnxRuntimeBase:
                 code='not_loadable',
             ) from fault
         self._session: Any = session
-        self._inputs = tuple(_spec(v, self._name, element_types) for v in session.get_inputs())
-        self._outputs = tuple(_spec(v, self._name, element_types) for v in session.get_outputs())
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Input tensors; a free dimension is None."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Output tensors; a free dimension is None."""
-        return self._outputs
-
-    @property
-    def workspace_bytes(self) -> int:
-        """0: the library takes its memory itself."""
-        return 0
+        super().__init__(
+            (_spec(value, self._name, element_types) for value in session.get_inputs()),
+            (_spec(value, self._name, element_types) for value in session.get_outputs()),
+        )
 
     def close(self) -> None:
         """Free the network; may be called twice."""

@@ -126,12 +126,14 @@ class BuildReport:
         layers: Layers by precision and type, most frequent first.
         layers_of: `plan` for the fused layers that run; `network` for those of the typed network before fusion, which
             is all there is to ask without a GPU.
+        warnings: What the library warned of, each text once.
     """
 
     seconds: float
     workspace_bytes: int | None
     layers: tuple[LayerGroup, ...]
     layers_of: Literal['plan', 'network']
+    warnings: tuple[str, ...] = ()
 
     def shares(self) -> dict[str, float]:
         """Return the share of layers of each precision, greatest first; all of them add up to 1."""

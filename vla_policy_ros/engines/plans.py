@@ -183,6 +183,15 @@ class PlanStore:
         return replace(plan, path=facts_path.with_name(plan.path.name))
 
 
+def is_whole(plan: BuiltPlan) -> bool:
+    """Return whether the file of a plan is there and holds what was written."""
+    try:
+        with open_plan(plan):
+            return True
+    except EngineError:
+        return False
+
+
 @contextmanager
 def open_plan(plan: BuiltPlan) -> Iterator[memoryview]:
     """Give the bytes of a plan for a `with` block, after checking that they are the ones that were written.

@@ -49,6 +49,9 @@ _ENTRIES = {
 ENGINES = tuple(_ENTRIES)
 """Names that `load_engine` takes."""
 
+PLAN_ENGINES = tuple(name for name, entry in _ENTRIES.items() if entry.module == _TENSORRT)
+"""Engines that run plans, which hold their precision; all others run a network as it was exported."""
+
 
 def engine_memory(name: str) -> Memory:
     """Return where an engine reads and writes its tensors; imports nothing.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,12 @@ from typing import Any, ClassVar
 from vla_policy_ros.core.engine import DeviceTensor, Tensor
 from vla_policy_ros.core.errors import EngineError, SpecMismatchError
 from vla_policy_ros.core.specs import TensorSpec
-from vla_policy_ros.engines.binding import check_names, closed_error, device_tensor
+from vla_policy_ros.engines.binding import (
+    NamedTensors,
+    check_names,
+    closed_error,
+    device_tensor,
+)
 from vla_policy_ros.engines.plan_facts import (
     LibraryName,
     ShapeRange,
@@ -27,10 +33,11 @@ from vla_policy_ros.engines.settings import DEFAULT_SETTINGS, EngineSettings
 from vla_policy_ros.engines.tensorrt_library import Library, load_library, read_gpu
 from vla_policy_ros.gpu.driver import require_driver
 
+_LOG = logging.getLogger(__name__)
 _ALIGNMENT_BYTES = 256  # of a context's memory, as `IExecutionContext.set_device_memory` asks
 
 
-class PlanEngine:
+class PlanEngine(NamedTensors):
     """One plan in device memory. Loaded, bound and run with its device current on the calling thread.
 
     Args:
@@ -66,30 +73,21 @@ class PlanEngine:
                 f'network {name!r}',
                 got=library.messages.last(),
                 expected=f'a whole plan for {library.name} {library.version} and this GPU',
-                next_step='Build the plan on this machine with `vla-policy build`.',
+                next_step='Run `vla-policy doctor`: TensorRT-RTX does not know every GPU.'
+                if library.compiles_at_run_time
+                else 'Build the plan on this machine with `vla-policy build`.',
                 code='not_loadable',
             )
         inputs = library.module.TensorIOMode.INPUT
         names = [
             self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)
         ]
-        self._inputs = tuple(
-            self._spec(name) for name in names if self._engine.get_tensor_mode(name) == inputs
-        )
-        self._outputs = tuple(
-            self._spec(name) for name in names if self._engine.get_tensor_mode(name) != inputs
+        is_input = {name: self._engine.get_tensor_mode(name) == inputs for name in names}
+        super().__init__(
+            (self._spec(name) for name in names if is_input[name]),
+            (self._spec(name) for name in names if not is_input[name]),
         )
         self._kernels = _KernelCache(library, self._engine, kernel_cache)
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Input tensors; a free dimension is None."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Output tensors; a free dimension is None."""
-        return self._outputs
 
     @property
     def workspace_bytes(self) -> int:
@@ -237,7 +235,7 @@ class TensorRTEngine(PlanEngine):
                 library,
                 content,
                 name=onnx_path.name,
-                host_code_allowed=found.key.options.version_compatible,
+                host_code_allowed=found.origin == 'built' and found.key.options.version_compatible,
                 kernel_cache=found.kernel_cache_path,
             )
 
@@ -328,10 +326,14 @@ class _KernelCache:
         return engine.create_execution_context(self._config)
 
     def close(self) -> None:
-        """Write what was compiled, and let the engine go."""
-        if self._cache is not None and self._path is not None:
-            write_atomically(self._path, memoryview(self._cache.serialize()))
-        self._cache = self._config = None
+        """Write what was compiled, and let the engine go; without a place to write it the next load compiles again."""
+        cache, self._cache, self._config = self._cache, None, None
+        if cache is None or self._path is None:
+            return
+        try:
+            write_atomically(self._path, memoryview(cache.serialize()))
+        except OSError as fault:
+            _LOG.warning('compiled kernels are not kept, the next load takes long: %s', fault)
 
 
 def _check_workspace(workspace: DeviceTensor, needed_bytes: int) -> None:

@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event
 from typing import Any
 
 from vla_policy_ros.core.errors import ConfigurationError, EngineError
+from vla_policy_ros.engines.build_progress import BuildMonitor, BuildProgress
 from vla_policy_ros.engines.plan_facts import (
     BuildOptions,
     BuildReport,
@@ -26,30 +25,13 @@ from vla_policy_ros.engines.plan_facts import (
 )
 from vla_policy_ros.engines.plans import PlanStore, network_hash, write_atomically
 from vla_policy_ros.engines.tensorrt_layers import network_layers, plan_layers
-from vla_policy_ros.engines.tensorrt_library import Library, load_library
+from vla_policy_ros.engines.tensorrt_library import Library, list_targets, load_library
 from vla_policy_ros.gpu.driver import find_driver
 from vla_policy_ros.gpu.interfaces import Device
 
 __all__ = ['BuildOptions', 'BuildProgress', 'BuiltPlan', 'ShapeRange', 'build_plan']
 
 _MIB = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class BuildProgress:
-    """One step of a build is done.
-
-    Attributes:
-        phase: Name of the phase, as TensorRT has it.
-        parent: The phase it is a part of; empty for an outermost one.
-        step: Number of steps that are done.
-        steps: Number of steps of the phase.
-    """
-
-    phase: str
-    parent: str
-    step: int
-    steps: int
 
 
 def build_plan(
@@ -84,7 +66,7 @@ def build_plan(
             (`build_failed`).
     """
     loaded = load_library(library)
-    _check_options(loaded, options)
+    check_options(loaded, options)
     if loaded.compiles_at_run_time:
         build = _Build(onnx_path, options, store, loaded, loaded.machine(None))
         return build.run_watched(network, None, on_progress)
@@ -106,62 +88,6 @@ def _opened(device: Device | None) -> Iterator[Device]:
         yield first
 
 
-class _Monitor:
-    """Carries progress from TensorRT's threads to the caller's, and the wish to stop the other way."""
-
-    def __init__(self) -> None:
-        self.events: SimpleQueue[BuildProgress | None] = SimpleQueue()
-        self._cancelled = Event()
-        self._phases: dict[str, tuple[str, int]] = {}
-
-    def cancel(self) -> None:
-        """Let TensorRT stop at the next step."""
-        self._cancelled.set()
-
-    def as_interface(self, module: Any) -> Any:
-        """Return an `IProgressMonitor`; its methods are called from any thread."""
-        base: Any = module.IProgressMonitor
-        monitor = self
-
-        class ProgressMonitor(base):  # type: ignore[misc]
-            """Passes TensorRT's calls on."""
-
-            def __init__(self) -> None:
-                base.__init__(self)  # the bindings want it by name
-
-            def phase_start(
-                self, phase_name: str, parent_phase: str | None, num_steps: int
-            ) -> None:
-                monitor.start(phase_name, parent_phase or '', num_steps)
-
-            def step_complete(self, phase_name: str, step: int) -> bool:
-                return monitor.complete(phase_name, step + 1)
-
-            def phase_finish(self, phase_name: str) -> None:
-                monitor.finish(phase_name)
-
-        return ProgressMonitor()
-
-    def start(self, phase: str, parent: str, steps: int) -> None:
-        """A phase begins; names are unique among those that are open."""
-        self._phases[phase] = parent, steps
-        self._tell(phase, 0)
-
-    def complete(self, phase: str, step: int) -> bool:
-        """A step is done; return whether to go on."""
-        self._tell(phase, step)
-        return not self._cancelled.is_set()
-
-    def finish(self, phase: str) -> None:
-        """A phase ends; steps that were left out count as done."""
-        self._tell(phase, self._phases.get(phase, ('', 0))[1])
-        self._phases.pop(phase, None)
-
-    def _tell(self, phase: str, step: int) -> None:
-        parent, steps = self._phases.get(phase, ('', step))
-        self.events.put(BuildProgress(phase, parent, min(step, steps), steps))
-
-
 @dataclass(frozen=True, slots=True)
 class _Build:
     """One build, with all it needs."""
@@ -171,7 +97,7 @@ class _Build:
     store: PlanStore
     library: Library
     machine: Machine
-    monitor: _Monitor = field(default_factory=_Monitor)
+    monitor: BuildMonitor = field(default_factory=BuildMonitor)
 
     def run_watched(
         self,
@@ -198,8 +124,9 @@ class _Build:
         return future.result()
 
     def _run(self, key: PlanKey, device: Device | None) -> BuiltPlan:
-        self.library.messages.clear()
-        with device.current() if device else nullcontext():
+        messages = self.library.messages
+        messages.clear()
+        with messages.collecting() as warnings, device.current() if device else nullcontext():
             start = time.perf_counter()
             builder = self.library.module.Builder(self.library.logger)
             network = builder.create_network(self.library.network_flags)
@@ -213,7 +140,9 @@ class _Build:
                 cache = config.get_timing_cache().serialize()
                 write_atomically(self._timing_path, memoryview(cache))
             content = memoryview(plan)
-            return self.store.add(content, key, report=self._report(network, content, seconds))
+            report = self._report(network, content, seconds)
+            report = replace(report, warnings=tuple(dict.fromkeys(warnings)))
+            return self.store.add(content, key, report=report)
 
     @property
     def _timing_path(self) -> Path:
@@ -319,7 +248,12 @@ class _Build:
         )
 
 
-def _check_options(library: Library, options: BuildOptions) -> None:
+def check_options(library: Library, options: BuildOptions) -> None:
+    """Refuse what a library does not have.
+
+    Raises:
+        ConfigurationError: It lacks an option (`unsupported_option`).
+    """
     portable = library.compiles_at_run_time
     if options.targets and not portable:
         raise _unsupported('targets', library, 'a plan for the GPU of this machine')
@@ -332,13 +266,10 @@ def _check_options(library: Library, options: BuildOptions) -> None:
 
 
 def _find_target(library: Library, target: str) -> Any:
-    known = library.module.ComputeCapability.__members__
-    value = known.get(f'SM{target.replace(".", "")}')
-    if value is None:
-        names = (name[2:] for name in known if name.startswith('SM'))
-        listed = ', '.join(f'{name[:-1]}.{name[-1]}' for name in names)
-        raise _unsupported(f'target {target!r}', library, f'one of {listed}')
-    return value
+    known = list_targets(library.module)
+    if target not in known:
+        raise _unsupported(f'target {target!r}', library, f'one of {", ".join(known)}')
+    return known[target]
 
 
 def _unsupported(what: str, library: Library, expected: str) -> ConfigurationError:

@@ -11,11 +11,13 @@ import importlib
 import logging
 import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from vla_policy_ros.core.errors import EngineError, GpuError, MissingDependencyError
-from vla_policy_ros.engines.plan_facts import Gpu, LibraryName, Machine
+from vla_policy_ros.engines.plan_facts import Gpu, LibraryName, Machine, version_numbers
 from vla_policy_ros.gpu.driver import require_driver
 from vla_policy_ros.gpu.listing import current_index, list_gpus
 
@@ -36,22 +38,41 @@ _INSTALL = {
     'tensorrt': 'Run `pip install tensorrt-cu12`; on a Jetson it comes with JetPack.',
     'tensorrt_rtx': 'Run `pip install tensorrt-rtx`.',
 }
+# TensorRT 8 has other calls. TensorRT-RTX, whose numbers begin at 1, has had these from its start.
+_OLDEST_TENSORRT = (10, 3)
 _KEPT_MESSAGES = 16
 _logger = logging.getLogger(__name__)
 
 
 class Messages:
-    """What TensorRT says: errors are kept per thread for our exceptions, warnings go to `logging`."""
+    """What TensorRT says: errors are kept per thread for our exceptions, warnings go to `logging`.
+
+    Warnings of a build go into its report instead: somebody who waits for it reads that.
+    """
 
     def __init__(self) -> None:
         self._threads = threading.local()
+        self._warnings: list[str] | None = None
 
     def record(self, text: str, *, is_error: bool) -> None:
-        """Keep an error of this thread, or log a warning."""
+        """Keep an error of this thread; log a warning, or collect it."""
+        text = ' '.join(text.split())
         if is_error:
-            self._errors().append(' '.join(text.split()))
-        else:
+            self._errors().append(text)
+        elif self._warnings is None:
             _logger.warning('%s', text)
+        else:
+            self._warnings.append(text)
+
+    @contextmanager
+    def collecting(self) -> Iterator[list[str]]:
+        """Give the list that warnings of all threads go to within a `with` block: TensorRT builds on threads of its own."""
+        warnings: list[str] = []
+        self._warnings = warnings
+        try:
+            yield warnings
+        finally:
+            self._warnings = None
 
     def clear(self) -> None:
         """Forget the errors of this thread."""
@@ -138,7 +159,7 @@ def load_library(name: LibraryName) -> Library:
 
     Raises:
         GpuError: There is no driver for `tensorrt` (`no_driver`).
-        MissingDependencyError: It is not installed, or cannot be loaded.
+        MissingDependencyError: It is not installed, cannot be loaded, or is too old (`old_library`).
     """
     if name == 'tensorrt':
         require_driver()
@@ -159,6 +180,12 @@ def read_gpu() -> Gpu:
     return Gpu(gpus[index].name, gpus[index].compute_capability)
 
 
+def list_targets(module: Any) -> dict[str, Any]:
+    """Return the compute capabilities that TensorRT-RTX builds for, such as `8.9`, with its own value for each."""
+    known = module.ComputeCapability.__members__.items()  # SM89, and words such as CURRENT
+    return {f'{name[2:-1]}.{name[-1]}': value for name, value in known if name.startswith('SM')}
+
+
 @functools.cache  # TensorRT takes one logger for the life of the process
 def _import(name: LibraryName) -> Library:
     try:
@@ -170,6 +197,14 @@ def _import(name: LibraryName) -> Library:
             expected=f'{name} in this Python environment',
             next_step=_INSTALL[name],
         ) from fault
+    if name == 'tensorrt' and version_numbers(module.__version__) < _OLDEST_TENSORRT:
+        raise MissingDependencyError(
+            f'library {name!r}',
+            got=f'version {module.__version__}',
+            expected=f'{".".join(map(str, _OLDEST_TENSORRT))} or later',
+            next_step=_INSTALL[name],
+            code='old_library',
+        )
     messages = Messages()
     return Library(name, module, messages, _make_logger(module, messages))
 

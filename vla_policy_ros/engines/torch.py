@@ -16,6 +16,7 @@ being captured.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,8 +28,9 @@ import torch
 
 from vla_policy_ros.core.engine import DeviceTensor, Tensor
 from vla_policy_ros.core.errors import EngineError
-from vla_policy_ros.core.specs import Array, TensorSpec
+from vla_policy_ros.core.specs import Array
 from vla_policy_ros.engines.binding import (
+    NamedTensors,
     check_names,
     closed_error,
     device_tensor,
@@ -39,6 +41,7 @@ from vla_policy_ros.engines.onnx_to_torch import OnnxNetwork
 from vla_policy_ros.engines.settings import DEFAULT_SETTINGS, EngineSettings
 from vla_policy_ros.gpu.driver import require_driver
 
+_LOG = logging.getLogger(__name__)
 _Module = Any  # called with input tensors, returns a tuple of output tensors
 _BFLOAT16 = 'bfloat16'
 # Absent before PyTorch 2.5 and from builds without CUDA; the second name is the one before 2.8.
@@ -149,31 +152,16 @@ class TorchDeviceExecution(TorchExecution):
             )
 
 
-class _TorchBase:
+class _TorchBase(NamedTensors):
     """What the engines have in common: the network, and its modules for the shapes bound so far."""
 
     def __init__(self, onnx_path: Path, device: torch.device) -> None:
         network = OnnxNetwork(onnx_path, device)
+        super().__init__(network.inputs, network.outputs)
         self._network: OnnxNetwork | None = network
         self._device = device
         self._name = network.name
-        self._inputs, self._outputs = network.inputs, network.outputs
         self._modules: dict[tuple[tuple[int, ...], ...], _Module] = {}
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Input tensors; a free dimension is None."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Output tensors; a free dimension is None."""
-        return self._outputs
-
-    @property
-    def workspace_bytes(self) -> int:
-        """0: PyTorch takes its memory itself."""
-        return 0
 
     def close(self) -> None:
         """Free the network; may be called twice."""
@@ -297,6 +285,9 @@ class TorchCompileEngine(TorchEngine):
     """The same, compiled by `torch.compile` in the first run, which takes up to minutes."""
 
     def _finish(self, module: torch.fx.GraphModule) -> _Module:
+        _LOG.warning(
+            '%s: PyTorch compiles it in the first run, which may take minutes', self._name
+        )
         return torch.compile(module, fullgraph=True, dynamic=False)
 
 

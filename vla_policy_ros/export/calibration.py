@@ -87,7 +87,8 @@ def calibrate(
         source: Where they come from, for the file.
 
     Raises:
-        EngineError: There is no observation (`no_observations`), or a network cannot be loaded or failed.
+        EngineError: There is no observation (`no_observations`), an activation is not finite (`not_finite`), or a
+            network cannot be loaded or failed.
         VlaPolicyError: An observation cannot be used.
     """
     count = 0
@@ -147,6 +148,16 @@ def _no_observations(source: str) -> EngineError:
         expected='at least one',
         next_step='Choose a dataset with steps, and --samples of at least 1.',
         code='no_observations',
+    )
+
+
+def _not_finite(tensor: str, value: float) -> EngineError:
+    return EngineError(
+        f'activation {tensor!r}',
+        got=f'{value} as its largest magnitude',
+        expected='finite numbers, which 8 bits can be scaled to',
+        next_step='Look at the observation and the network: in float32 on the CPU it does not compute.',
+        code='not_finite',
     )
 
 
@@ -219,6 +230,8 @@ class _RangeExecution:
         """Run once and note the measures."""
         self._execution.enqueue(stream)
         for name, value in self._measures.items():
+            if not np.isfinite(value):
+                raise _not_finite(name, float(value))
             self._largest[name] = max(self._largest[name], float(value))
 
     def close(self) -> None:

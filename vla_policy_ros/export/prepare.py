@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +11,7 @@ from tempfile import TemporaryDirectory
 from vla_policy_ros.bundle.manifest import Precision
 from vla_policy_ros.core.engine import Engine
 from vla_policy_ros.core.errors import ConfigurationError
-from vla_policy_ros.engines.registry import load_engine
+from vla_policy_ros.engines.registry import PLAN_ENGINES, load_engine
 from vla_policy_ros.engines.settings import EngineSettings
 from vla_policy_ros.export.calibration import Calibration
 from vla_policy_ros.export.onnx_network import OnnxNetwork
@@ -21,9 +22,16 @@ from vla_policy_ros.export.precision import (
     lower_network,
 )
 from vla_policy_ros.export.quantize import QuantizationReport, quantize_network
+from vla_policy_ros.policies.stages import EngineLoader
 
 REMAINDER: FloatPrecision = 'fp16'
 """What a quantised network is in where it is not quantised: engines have 8-bit kernels with fp16 beside them."""
+EIGHT_BIT: tuple[Precision, ...] = ('int8', 'fp8')
+"""Precisions that need calibration."""
+_LACKING: Mapping[str, tuple[Precision, ...]] = {
+    'onnxruntime': ('bf16', 'fp8'),
+    'onnxruntime_cuda': ('fp8',),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +62,7 @@ def prepare_network(
     quantization, rest = None, REMAINDER
     if precision == 'int8' or precision == 'fp8':  # noqa: PLR1714 - the type checker wants it so
         if calibration is None:
-            raise _no_calibration(precision)
+            raise no_calibration(precision)
         ranges = calibration.ranges(onnx_path)
         quantization = quantize_network(network, precision, ranges=ranges)
     else:
@@ -85,11 +93,40 @@ class PreparingLoader:
             return load_engine(name, prepared, settings=settings)
 
 
-def _no_calibration(precision: Precision) -> ConfigurationError:
+def choose_loader(
+    engine: str, precision: Precision | None, calibration: Calibration | None = None
+) -> EngineLoader:
+    """Return what loads the networks of an engine in a precision.
+
+    Plans have theirs. Every other engine runs a file as it is, so the file is converted for it.
+
+    Args:
+        engine: Name of the engine.
+        precision: Precision of all networks; None takes them as they are.
+        calibration: Ranges for `int8` and `fp8`.
+
+    Raises:
+        ConfigurationError: The engine cannot run that precision (`unsupported_precision`).
+    """
+    if precision is None or engine in PLAN_ENGINES:
+        return load_engine
+    if precision in _LACKING.get(engine, ()):
+        raise ConfigurationError(
+            'precision',
+            got=f'{precision} on {engine}',
+            expected='another precision: ONNX Runtime lacks CPU kernels for bf16, and its optimiser breaks fp8',
+            next_step='Use this precision on the engine it is meant for.',
+            code='unsupported_precision',
+        )
+    return PreparingLoader(calibration)
+
+
+def no_calibration(precision: Precision) -> ConfigurationError:
+    """Return the error of a precision that needs calibration and has none."""
     return ConfigurationError(
         'calibration',
         got='none',
         expected=f'recorded observations, from which {precision} takes its ranges',
-        next_step='Add `--calibrate DATASET`, or `--calibration FILE` of an earlier run.',
+        next_step='Add `--calibration FILE`; `vla-policy build --calibrate DATASET --calibration FILE` makes one.',
         code='no_calibration',
     )

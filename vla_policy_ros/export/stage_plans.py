@@ -12,6 +12,7 @@ from vla_policy_ros.bundle.bundle import Bundle
 from vla_policy_ros.bundle.manifest import Precision, Stage
 from vla_policy_ros.bundle.onnx_model import read_model
 from vla_policy_ros.core.errors import ConfigurationError
+from vla_policy_ros.engines.build_progress import BuildProgress
 from vla_policy_ros.engines.plan_facts import (
     BuildOptions,
     BuiltPlan,
@@ -19,9 +20,9 @@ from vla_policy_ros.engines.plan_facts import (
     PlanKey,
     ShapeRange,
 )
-from vla_policy_ros.engines.plans import PlanStore, network_hash
+from vla_policy_ros.engines.plans import PlanStore, is_whole, network_hash
 from vla_policy_ros.engines.tensorrt import TensorRTEngine, TensorRTRtxEngine
-from vla_policy_ros.engines.tensorrt_build import BuildProgress, build_plan
+from vla_policy_ros.engines.tensorrt_build import build_plan, check_options
 from vla_policy_ros.engines.tensorrt_library import load_library, read_gpu
 from vla_policy_ros.export.calibration import Calibration
 from vla_policy_ros.export.prepare import PreparationReport, prepare_network
@@ -105,10 +106,12 @@ class PlanBuilder:
     Raises:
         GpuError: There is no driver or GPU for `tensorrt`.
         MissingDependencyError: The library is not installed.
+        ConfigurationError: It lacks an option (`unsupported_option`).
     """
 
     def __init__(self, library: LibraryName, *, store: PlanStore, options: BuildOptions) -> None:
         loaded = load_library(library)
+        check_options(loaded, options)
         self._machine = loaded.machine(None if loaded.compiles_at_run_time else read_gpu())
         self._library: LibraryName = library
         self._store = store
@@ -116,9 +119,10 @@ class PlanBuilder:
         self._hashes: dict[Path, str] = {}  # of networks, which may have gigabytes
 
     def find(self, job: PlanJob) -> FinishedPlan | None:
-        """Return the plan of a job when it is there, built with the very same options."""
+        """Return the plan of a job when it is there, whole, and built with the very same options."""
         key = self._key(job)
-        found = (plan for plan in self._store.plans(key.network_hash) if plan.key == key)
+        plans = self._store.plans(key.network_hash)
+        found = (plan for plan in plans if plan.key == key and is_whole(plan))
         return next((FinishedPlan(job, plan, is_cached=True) for plan in found), None)
 
     def build(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -214,8 +214,7 @@ class DeviceCamera:
         return slot, _Source(slot.device_bytes.address, 'rgb8', 3 * size[1])
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
+class _Source(NamedTuple):
     """Where the device finds the pixels, and how they lie there."""
 
     address: int

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
 from collections.abc import Callable
@@ -13,6 +14,19 @@ from vla_policy_ros.core.errors import GpuError
 
 P = ParamSpec('P')
 R = TypeVar('R')
+
+
+def driver_call(function: Callable[P, R]) -> Callable[P, R]:
+    """Turn a driver's error, as PyCUDA raises it, into ours."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except _pycuda_error() as error:
+            raise _translate(error) from error
+
+    return call
 
 
 class PrimaryContext:
@@ -39,6 +53,7 @@ class PrimaryContext:
         """Whether the context can still be used."""
         return self._release.alive
 
+    @driver_call
     def __enter__(self) -> None:
         if not self.is_open:
             raise GpuError(
@@ -50,6 +65,7 @@ class PrimaryContext:
             )
         self._context.push()
 
+    @driver_call
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -92,20 +108,9 @@ class Owned:
                 self._item = None
 
     def __del__(self) -> None:
-        self.drop()
-
-
-def driver_call(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn a driver's error, as PyCUDA raises it, into ours."""
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return function(*args, **kwargs)
-        except _pycuda_error() as error:
-            raise _translate(error) from error
-
-    return call
+        # A context that a fault has broken takes everything along; who drops the last reference cannot help it.
+        with contextlib.suppress(GpuError):
+            self.drop()
 
 
 def _release(context: Any) -> None:

@@ -201,6 +201,7 @@ class CudaDevice:
 
         return int(pycuda.driver.mem_get_info()[0])
 
+    @driver_call
     def close(self) -> None:
         """Let the device go; call it outside of `current()`; may be called twice.
 

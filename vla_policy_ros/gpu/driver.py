@@ -15,45 +15,65 @@ _SUCCESS = 0
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 
 
+class Driver:
+    """The driver's library, once it has said that it works and has a GPU; functions are those of the driver API (cuda.h).
+
+    Raises:
+        GpuError: There is no driver, it does not start, or it has no GPU (`no_driver`).
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._library = ctypes.CDLL(_LIBRARY)
+        except OSError as error:
+            raise _no_driver(f'no library {_LIBRARY} ({error})') from error
+        count = ctypes.c_int()
+        status = self._library.cuInit(0) or self._library.cuDeviceGetCount(ctypes.byref(count))
+        if status == _SUCCESS and not count.value:
+            status = _NO_DEVICE
+        if status != _SUCCESS:
+            raise _no_driver(self._describe(status))
+        self.num_gpus = count.value
+        """Number of GPUs that this process may use."""
+
+    def call(self, function: str, *arguments: object) -> None:
+        """Call a function that gives its result through pointers.
+
+        Raises:
+            GpuError: The driver refused.
+        """
+        status = getattr(self._library, function)(*arguments)
+        if status != _SUCCESS:
+            raise GpuError(
+                f'NVIDIA driver, {function}',
+                got=self._describe(status),
+                expected='an answer',
+                next_step='Check the GPU with nvidia-smi.',
+            )
+
+    def _describe(self, status: int) -> str:
+        name = ctypes.c_char_p()
+        self._library.cuGetErrorName(status, ctypes.byref(name))
+        return f'error {status} ({name.value.decode() if name.value else "unknown"})'
+
+
 def require_driver() -> None:
     """Make sure that the driver is there, starts, and has a GPU; may be called anywhere and as often as one likes.
 
     Raises:
         GpuError: There is no driver, it does not start, or it has no GPU (`no_driver`).
     """
-    _open_driver()
+    Driver()
 
 
 def find_driver() -> str | None:
     """Return the newest CUDA version that the driver can run, such as `13.0`; None when there is nothing to use."""
+    version = ctypes.c_int()
     try:
-        library = _open_driver()
+        Driver().call('cuDriverGetVersion', ctypes.byref(version))
     except GpuError:
         return None
-    version = ctypes.c_int()
-    _check(library, library.cuDriverGetVersion(ctypes.byref(version)))
     return f'{version.value // 1000}.{version.value % 1000 // 10}'
-
-
-def _open_driver() -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(_LIBRARY)
-    except OSError as error:
-        raise _no_driver(f'no library {_LIBRARY} ({error})') from error
-    _check(library, library.cuInit(0))
-    count = ctypes.c_int()
-    _check(library, library.cuDeviceGetCount(ctypes.byref(count)))
-    if count.value == 0:
-        _check(library, _NO_DEVICE)
-    return library
-
-
-def _check(library: ctypes.CDLL, status: int) -> None:
-    if status == _SUCCESS:
-        return
-    name = ctypes.c_char_p()
-    library.cuGetErrorName(status, ctypes.byref(name))
-    raise _no_driver(f'error {status} ({name.value.decode() if name.value else "unknown"})')
 
 
 def _no_driver(got: str) -> GpuError:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from vla_policy_ros.core.errors import GpuError
@@ -82,7 +84,8 @@ def capture_graph(
 ) -> CudaGraph:
     """Record what a callable enqueues on a stream, and make it ready to launch.
 
-    Only this thread is held to what may be captured: others go on preprocessing meanwhile.
+    Only this thread is held to what may be captured: others go on preprocessing meanwhile. Python's garbage collection is
+    held back so long: what it finds may be device memory, and freeing that on this thread would break the capture.
 
     Args:
         context: Current on this thread.
@@ -98,7 +101,8 @@ def capture_graph(
     _check(driver.cuStreamBeginCapture(stream.handle, mode), code='capture_failed')
     is_recorded = False
     try:
-        enqueue()
+        with _no_collection():
+            enqueue()
         is_recorded = True
     finally:
         # Also after an error: it ends the capture, and says when the driver was the cause of the error.
@@ -110,6 +114,18 @@ def capture_graph(
         return _make_ready(context, template, enqueue)
     finally:
         driver.cuGraphDestroy(template)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Hold back the collection of reference cycles for a `with` block."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _make_ready(context: PrimaryContext, template: Any, work: Callable[[], None]) -> CudaGraph:

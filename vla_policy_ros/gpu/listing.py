@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GPUs of this machine, asked of the driver through ctypes: no context is made and no library is needed.
-
-Functions and numbers are those of the CUDA driver API (cuda.h).
-"""
+"""The GPUs of this machine, asked of the driver through ctypes: no context is made and no library is needed."""
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
 
-from vla_policy_ros.core.errors import GpuError
-from vla_policy_ros.gpu.driver import require_driver
+from vla_policy_ros.gpu.driver import Driver
 
 _NAME_BYTES = 256
 _MAJOR, _MINOR, _INTEGRATED = 75, 76, 18  # CUdevice_attribute
@@ -33,10 +29,8 @@ def list_gpus() -> tuple[GpuFacts, ...]:
     Raises:
         GpuError: There is no driver or GPU (`no_driver`), or the driver refused to answer.
     """
-    driver = _Driver()
-    count = ctypes.c_int()
-    driver.call('cuDeviceGetCount', ctypes.byref(count))
-    return tuple(driver.describe(index) for index in range(count.value))
+    driver = Driver()
+    return tuple(_describe(driver, index) for index in range(driver.num_gpus))
 
 
 def current_index() -> int:
@@ -46,41 +40,28 @@ def current_index() -> int:
         GpuError: There is no driver (`no_driver`), or no context is current.
     """
     index = ctypes.c_int()
-    _Driver().call('cuCtxGetDevice', ctypes.byref(index))
+    Driver().call('cuCtxGetDevice', ctypes.byref(index))
     return index.value
 
 
-class _Driver:
-    """The driver's library, after it was asked whether it works."""
+def _describe(driver: Driver, index: int) -> GpuFacts:
+    device, name, memory = ctypes.c_int(), (ctypes.c_char * _NAME_BYTES)(), ctypes.c_size_t()
+    driver.call('cuDeviceGet', ctypes.byref(device), index)
+    driver.call('cuDeviceGetName', name, _NAME_BYTES, device)
+    driver.call('cuDeviceTotalMem_v2', ctypes.byref(memory), device)
+    major, minor, integrated = (
+        _attribute(driver, device, attribute) for attribute in (_MAJOR, _MINOR, _INTEGRATED)
+    )
+    return GpuFacts(
+        index=index,
+        name=name.value.decode(errors='replace'),
+        compute_capability=(major, minor),
+        memory_bytes=memory.value,
+        is_integrated=bool(integrated),
+    )
 
-    def __init__(self) -> None:
-        require_driver()
-        self._library = ctypes.CDLL('libcuda.so.1')
 
-    def call(self, function: str, *arguments: object) -> None:
-        status = getattr(self._library, function)(*arguments)
-        if status:
-            raise GpuError(
-                f'NVIDIA driver, {function}',
-                got=f'error {status}',
-                expected='an answer',
-                next_step='Check the GPU with nvidia-smi.',
-            )
-
-    def describe(self, index: int) -> GpuFacts:
-        device, name, memory = ctypes.c_int(), (ctypes.c_char * _NAME_BYTES)(), ctypes.c_size_t()
-        self.call('cuDeviceGet', ctypes.byref(device), index)
-        self.call('cuDeviceGetName', name, _NAME_BYTES, device)
-        self.call('cuDeviceTotalMem_v2', ctypes.byref(memory), device)
-        return GpuFacts(
-            index=index,
-            name=name.value.decode(errors='replace'),
-            compute_capability=(self._attribute(_MAJOR, device), self._attribute(_MINOR, device)),
-            memory_bytes=memory.value,
-            is_integrated=bool(self._attribute(_INTEGRATED, device)),
-        )
-
-    def _attribute(self, attribute: int, device: ctypes.c_int) -> int:
-        value = ctypes.c_int()
-        self.call('cuDeviceGetAttribute', ctypes.byref(value), attribute, device)
-        return value.value
+def _attribute(driver: Driver, device: ctypes.c_int, attribute: int) -> int:
+    value = ctypes.c_int()
+    driver.call('cuDeviceGetAttribute', ctypes.byref(value), attribute, device)
+    return value.value

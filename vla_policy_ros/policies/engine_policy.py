@@ -205,7 +205,7 @@ def _check_choices(engine: str, *, preprocess: str, jpeg: str) -> None:
     ):
         if name not in known:
             raise ConfigurationError(
-                key,
+                f'policy.{key}',
                 got=repr(name),
                 expected=f'one of {", ".join(known)}',
                 next_step='Choose one of these.',
@@ -213,7 +213,7 @@ def _check_choices(engine: str, *, preprocess: str, jpeg: str) -> None:
             )
     if preprocess == 'gpu' and memory == 'host':
         raise ConfigurationError(
-            'preprocess',
+            'policy.preprocess',
             got=f"'gpu' with engine {engine!r}, which reads host memory",
             expected=f'an engine on the GPU: {", ".join(_device_engines())}',
             next_step='Choose one of these engines, or preprocess: cpu.',
@@ -221,7 +221,7 @@ def _check_choices(engine: str, *, preprocess: str, jpeg: str) -> None:
         )
     if jpeg == 'nvjpeg' and preprocess == 'cpu':
         raise ConfigurationError(
-            'jpeg',
+            'policy.jpeg',
             got="'nvjpeg' with preprocess 'cpu'",
             expected='images that are preprocessed on the GPU',
             next_step='Choose preprocess: gpu, or jpeg: cpu.',

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from vla_policy_ros.bundle.bundle import load_bundle
 from vla_policy_ros.bundle.probe import check_probe
+from vla_policy_ros.core.errors import ConfigurationError
 from vla_policy_ros.core.policy import Policy
-from vla_policy_ros.engines.registry import ENGINES
+from vla_policy_ros.engines.registry import ENGINES, PLAN_ENGINES
 from vla_policy_ros.engines.settings import DEFAULT_SETTINGS, EngineSettings
 from vla_policy_ros.gpu.interfaces import Device
 from vla_policy_ros.policies.engine_policy import EnginePolicy
@@ -47,11 +48,13 @@ def load_policy(
 
     Raises:
         BundleError: The bundle is broken, or the probe's output lies outside of the limits (`probe_failed`).
-        ConfigurationError: A name is unknown, or a choice needs another one.
+        ConfigurationError: A name is unknown, or a choice needs another one; a precision (other than fp32, which stands
+            for networks as they are) needs an engine that runs plans (`needs_plans`).
         MissingDependencyError: The engine's library is not installed.
         EngineError: A network cannot be loaded or failed.
         GpuError: There is no GPU or driver, or not enough memory.
     """
+    _check_words(engine, settings)
     bundle = load_bundle(bundle_path)
     if engine == NO_ENGINE:
         return HoldPolicy(bundle.spec)
@@ -70,3 +73,24 @@ def load_policy(
         check_probe(policy, bundle, precision=settings.precision)
         undo.pop_all()
     return policy
+
+
+def _check_words(engine: str, settings: EngineSettings) -> None:
+    """Refuse an unknown engine, and a precision that it would not run in: that would loosen the probe's limits only."""
+    if engine not in POLICY_ENGINES:
+        raise ConfigurationError(
+            'policy.engine',
+            got=repr(engine),
+            expected=f'one of {", ".join(POLICY_ENGINES)}',
+            next_step='Choose one of these.',
+            code='unknown_engine',
+        )
+    if settings.precision in (None, 'fp32') or engine in (*PLAN_ENGINES, NO_ENGINE):
+        return
+    raise ConfigurationError(
+        'policy.precision',
+        got=f'{settings.precision!r} with engine {engine!r}, which runs networks as they were exported',
+        expected=f'fp32, or an engine that runs plans: {", ".join(PLAN_ENGINES)}',
+        next_step='Set precision: fp32, or choose one of these engines.',
+        code='needs_plans',
+    )

@@ -17,6 +17,7 @@ from vla_policy_ros.core.specs import Array, TensorSpec
 from vla_policy_ros.engines.registry import engine_memory, load_engine
 from vla_policy_ros.engines.settings import DEFAULT_SETTINGS, EngineSettings
 from vla_policy_ros.gpu.interfaces import Device
+from vla_policy_ros.policies.device_pool import fixed_shape
 from vla_policy_ros.policies.stages import EngineLoader
 
 
@@ -126,7 +127,7 @@ class StageProbe:
         bundle: The bundle.
         stage: One of its stages.
         engine: Name of the engine.
-        settings: How the network is loaded; without a precision in that of the stage.
+        settings: How the network is loaded; without a precision in that of the stage; the stream is the probe's own.
         device: The GPU of a device engine, which stays the caller's; not used by an engine on the host.
         load: Loads the network.
 
@@ -157,7 +158,11 @@ class StageProbe:
         used = device if memory == 'device' else None
         with ExitStack() as undo, used.current() if used else nullcontext():
             self._buffers = _DeviceBuffers(used, specs, undo) if used else _HostBuffers(specs)
-            settings = replace(settings, precision=settings.precision or stage.precision)
+            settings = replace(
+                settings,
+                precision=settings.precision or stage.precision,
+                stream=self._buffers.stream_handle,
+            )
             network = load(engine, bundle.folder / stage.onnx, settings=settings)
             undo.callback(network.close)
             self._execution = network.bind(self._buffers.tensors)
@@ -189,7 +194,7 @@ class _HostBuffers:
     stream_handle = 0
 
     def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
-        self._arrays = {name: np.zeros(_sizes(s), s.dtype) for name, s in specs.items()}
+        self._arrays = {name: np.zeros(fixed_shape(s), s.dtype) for name, s in specs.items()}
         self.tensors: dict[str, Tensor] = dict(self._arrays)
 
     def write(self, name: str, values: Array) -> None:
@@ -209,8 +214,10 @@ class _DeviceBuffers:
         self._device = device
         self._stream = device.new_stream()
         self.stream_handle = self._stream.handle
-        self._buffers = {n: device.allocate(_sizes(s), s.dtype) for n, s in specs.items()}
-        self._pinned = {n: device.allocate_pinned(_sizes(s), s.dtype) for n, s in specs.items()}
+        self._buffers = {n: device.allocate(fixed_shape(s), s.dtype) for n, s in specs.items()}
+        self._pinned = {
+            n: device.allocate_pinned(fixed_shape(s), s.dtype) for n, s in specs.items()
+        }
         self.tensors: dict[str, Tensor] = dict(self._buffers)
         for buffer in self._buffers.values():
             undo.callback(buffer.free)
@@ -229,7 +236,3 @@ class _DeviceBuffers:
         self._stream.synchronize()
         values: Array = self._pinned[name].array.copy()
         return values
-
-
-def _sizes(spec: TensorSpec) -> tuple[int, ...]:
-    return tuple(size or 1 for size in spec.shape)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SAMPLE = 'sample'
 """Stands for the dataset or the bundle that comes with the package."""
+PRECISIONS = ('fp32', 'fp16', 'bf16', 'fp8', 'int8')
+"""`bundle.manifest.Precision`, which would be slow to import for a help text."""
 
 
 class Subparsers(Protocol):
@@ -121,6 +123,20 @@ def read_manifest(folder: Path) -> Manifest:
     return parse(Manifest, read_yaml(path, BundleError), str(path), BundleError)
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add `--precision`."""
+    parser.add_argument(
+        '--precision', choices=PRECISIONS, help="precision of all stages (each stage's own)"
+    )
+
+
+def add_plans(parser: argparse.ArgumentParser) -> None:
+    """Add `--plans`."""
+    parser.add_argument(
+        '--plans', type=_absolute_path, metavar='FOLDER', help='where plans are kept'
+    )
+
+
 def add_engine(parser: argparse.ArgumentParser, *, default: str) -> None:
     """Add `--engine`."""
     parser.add_argument(
@@ -142,19 +158,25 @@ def add_preprocess(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_engine(name: str) -> None:
+def check_engine(name: str, *, runs_networks: bool = False) -> None:
     """Refuse an engine that is not known; an empty name leaves the choice to the deployment file.
 
+    Args:
+        name: Name of the engine.
+        runs_networks: Whether `none`, which runs no network, is refused too.
+
     Raises:
-        ConfigurationError: There is no such engine.
+        ConfigurationError: There is no such engine (`unknown_engine`).
     """
+    from vla_policy_ros.engines.registry import ENGINES
     from vla_policy_ros.policies.registry import POLICY_ENGINES
 
-    if name and name not in POLICY_ENGINES:
+    known = ENGINES if runs_networks else POLICY_ENGINES
+    if name and name not in known:
         raise ConfigurationError(
             '--engine',
             got=repr(name),
-            expected=f'one of {", ".join(POLICY_ENGINES)}',
+            expected=f'one of {", ".join(known)}',
             next_step='Choose one of these.',
             code='unknown_engine',
         )
@@ -209,6 +231,10 @@ def read_tolerances(text: str | None) -> Tolerances:
             next_step='Check the path, and put a space after every colon.',
         )
     return Tolerances.from_dict(document, '--tolerances')
+
+
+def _absolute_path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
 
 
 def at_least(low: int) -> Callable[[str], int]:

@@ -8,11 +8,15 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla_policy_ros.core.errors import ConfigurationError
 from vla_policy_ros.tools.arguments import (
+    PRECISIONS,
     Subparsers,
     add_bundle,
     add_command,
     add_dataset,
+    add_plans,
+    add_preprocess,
     at_least,
     bundle_path,
     check_engine,
@@ -32,7 +36,7 @@ _EXAMPLES = """\
       --cuda-graph both --episode 3 --out runs/benchmark
 """
 _AS_EXPORTED = 'exported'
-_PRECISIONS = (_AS_EXPORTED, 'fp32', 'fp16', 'bf16', 'fp8', 'int8')
+_PRECISIONS = (_AS_EXPORTED, *PRECISIONS)
 _GRAPHS = {'on': (True,), 'off': (False,), 'both': (False, True)}
 
 
@@ -50,19 +54,49 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_bundle(parser)
     add_dataset(parser)
-    parser.add_argument('--engine', nargs='+', default=['onnxruntime'], metavar='E')
+    _add_contenders(parser)
+    _add_measurement(parser)
+
+
+def _add_contenders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--engine',
+        nargs='+',
+        default=['onnxruntime'],
+        metavar='E',
+        help='engines to compare; the first one is what speed-up and difference refer to (onnxruntime)',
+    )
     parser.add_argument(
         '--precision',
         nargs='+',
         default=[_AS_EXPORTED],
         choices=_PRECISIONS,
         metavar='P',
-        help=f'some of {", ".join(_PRECISIONS)}',
+        help=f'some of {", ".join(_PRECISIONS)}; networks are converted for engines without plans (exported)',
     )
-    parser.add_argument('--preprocess', choices=('cpu', 'gpu'), default='cpu')
-    parser.add_argument('--cuda-graph', choices=tuple(_GRAPHS), default='both')
-    parser.add_argument('--iterations', type=at_least(1), default=100, metavar='N')
-    parser.add_argument('--warmup', type=at_least(1), default=10, metavar='N')
+    add_plans(parser)
+    parser.add_argument(
+        '--calibration',
+        type=Path,
+        metavar='FILE',
+        help='ranges for fp8 and int8 on engines without plans',
+    )
+    add_preprocess(parser)
+    parser.add_argument(
+        '--cuda-graph',
+        choices=tuple(_GRAPHS),
+        default='both',
+        help='whether engines on the GPU run as one CUDA graph (both)',
+    )
+
+
+def _add_measurement(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--iterations', type=at_least(1), default=100, metavar='N', help='that count (100)'
+    )
+    parser.add_argument(
+        '--warmup', type=at_least(1), default=10, metavar='N', help='before those (10)'
+    )
     parser.add_argument(
         '--episode',
         type=at_least(0),
@@ -91,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     from vla_policy_ros.evaluation.component_times import split_stages
 
     for name in args.engine:
-        check_engine(name)
+        check_engine(name, runs_networks=True)
     bundle = load_bundle(bundle_path(args.bundle))
     stages = [(stage.name, stage.in_loop) for stage in bundle.manifest.stages]
     groups = split_stages(stages, args.backbone)
@@ -103,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read_observations(args: argparse.Namespace, bundle: Bundle) -> list[Observation]:
-    """Return the observations to walk through, images in memory."""
+    """Return the observations to walk through, at least one, images in memory."""
     from itertools import islice
 
     from vla_policy_ros.evaluation.observations import EpisodeObservations
@@ -113,9 +147,18 @@ def _read_observations(args: argparse.Namespace, bundle: Bundle) -> list[Observa
         episode = dataset.episode(args.episode or 0)
         try:
             source = EpisodeObservations(dataset.info, episode, spec=bundle.spec)
-            return list(islice(source.iterate(), count))
+            observations = list(islice(source.iterate(), count))
         finally:
             episode.close()
+    if not observations:
+        raise ConfigurationError(
+            '--dataset',
+            got=f'episode {args.episode or 0} of {args.dataset!r} without a step',
+            expected='observations to measure on',
+            next_step='Choose another episode with `--episode`.',
+            code='nothing_to_measure',
+        )
+    return observations
 
 
 def _open_all(
@@ -123,8 +166,10 @@ def _open_all(
 ) -> tuple[list[Row], list[Contender]]:
     """Open every contender; one that cannot run here keeps the reason."""
     from vla_policy_ros.core.errors import VlaPolicyError
+    from vla_policy_ros.export.calibration import read_calibration
     from vla_policy_ros.tools.benchmark_rows import Contender, choices
 
+    calibration = read_calibration(args.calibration) if args.calibration else None
     rows = choices(
         args.engine,
         precisions=[None if name == _AS_EXPORTED else name for name in args.precision],
@@ -135,7 +180,9 @@ def _open_all(
     for row in rows:
         say(f'loading {row.title}')
         try:
-            contenders.append(Contender(row, bundle, stack))
+            contenders.append(
+                Contender(row, bundle, stack, plan_folder=args.plans, calibration=calibration)
+            )
         except VlaPolicyError as fault:
             row.fault = fault
     return rows, contenders
@@ -166,7 +213,12 @@ def _report(
     rows: list[Row],
     groups: tuple[tuple[str, ...], tuple[str, ...]],
 ) -> int:
-    from vla_policy_ros.tools.benchmark_rows import component_table, group_table, make_document
+    from vla_policy_ros.tools.benchmark_rows import (
+        component_table,
+        failure_lines,
+        group_table,
+        make_document,
+    )
 
     document = make_document(
         rows,
@@ -184,10 +236,8 @@ def _report(
             right = tuple(range(left, len(headers)))
             if cells:
                 print_table(headers, cells, right=right)
-        for row in document['rows']:
-            if 'error' in row:
-                error = row['error']
-                print(f'{row["title"]}: not run: got {error["got"]}. {error["next_step"]}')
+        for line in failure_lines(document):
+            print(line)
     return 0 if any('error' not in row for row in document['rows']) else 1
 
 

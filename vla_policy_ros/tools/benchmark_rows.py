@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vla_policy_ros.bundle.bundle import Bundle
 from vla_policy_ros.bundle.manifest import Precision
@@ -28,6 +29,10 @@ from vla_policy_ros.evaluation.component_times import (
 )
 from vla_policy_ros.tools.version import list_versions
 
+if TYPE_CHECKING:
+    from vla_policy_ros.export.calibration import Calibration
+    from vla_policy_ros.policies.runner import ExecutionFacts
+
 Document = dict[str, Any]
 Table = tuple[tuple[str, ...], list[tuple[str, ...]], int]
 """Titles, cells, and how many columns stand on the left before the numbers begin."""
@@ -42,7 +47,7 @@ class Row:
         precision: Precision that is asked for; None takes the networks as they are.
         preprocess: Where images are preprocessed.
         cuda_graph: Whether a CUDA graph is asked for; None on the host.
-        execution: How it really ran.
+        execution: How it really ran; None when it did not.
         fault: Why it did not run; None when it did.
         times: Components of every counted inference.
         chunks: Its chunks.
@@ -52,7 +57,7 @@ class Row:
     precision: Precision | None
     preprocess: str
     cuda_graph: bool | None
-    execution: str = ''
+    execution: ExecutionFacts | None = None
     fault: VlaPolicyError | None = None
     times: list[dict[str, int]] = field(default_factory=list)
     chunks: list[ActionChunk] = field(default_factory=list)
@@ -91,12 +96,23 @@ class Contender:
         row: What it is, and where its figures go.
         bundle: The bundle.
         stack: Closes the policy.
+        plan_folder: Where built plans lie; None for the user's own place.
+        calibration: Ranges for `int8` and `fp8`, for engines without plans.
 
     Raises:
         VlaPolicyError: It cannot run here.
     """
 
-    def __init__(self, row: Row, bundle: Bundle, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        row: Row,
+        bundle: Bundle,
+        stack: ExitStack,
+        *,
+        plan_folder: Path | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
+        from vla_policy_ros.export.prepare import choose_loader
         from vla_policy_ros.policies.engine_policy import EnginePolicy
 
         self.row = row
@@ -112,13 +128,14 @@ class Contender:
                 engine=row.engine,
                 preprocess=row.preprocess,
                 slots=max(histories, default=1) + 1,
-                settings=EngineSettings(precision=row.precision),
+                settings=EngineSettings(precision=row.precision, plan_folder=plan_folder),
                 cuda_graph=bool(row.cuda_graph),
+                load=choose_loader(row.engine, row.precision, calibration),
                 **words,
             )
             undo.callback(self._policy.close)
             self._policy.warmup()
-            row.execution = str(self._policy.execution)
+            row.execution = self._policy.execution
             stack.push(undo.pop_all())
 
     def infer(self, observation: Observation, *, is_counted: bool) -> None:
@@ -182,28 +199,17 @@ def make_document(
 
 
 def group_table(document: Document) -> Table:
-    """Return the table of the four groups: medians, and more of the whole."""
-    headers = (
-        'engine',
-        'precision',
-        'images',
-        'graph',
-        *GROUPS,
-        'p95',
-        'p99',
-        'speed-up',
-        'max diff',
-    )
+    """Return the table of the four groups: medians in milliseconds, narrow enough for 80 characters."""
+    headers = ('engine', *GROUPS, 'speed-up', 'max diff')
     cells = []
     for row in document['rows']:
         if 'error' in row:
-            cells.append((*_words(row), *['-'] * (len(headers) - 5), 'not run'))
+            cells.append((row['title'], *['-'] * (len(headers) - 2), 'not run'))
             continue
-        whole = row['groups'][GROUPS[-1]]
         medians = [_ms(row['groups'][name], 'p50_ms') for name in GROUPS]
-        tail = (_ms(whole, 'p95_ms'), _ms(whole, 'p99_ms'), f'{row["speedup"]:.2f}x')
-        cells.append((*_words(row), *medians, *tail, f'{row["max_difference"]:.2g}'))
-    return headers, cells, 4
+        tail = (f'{row["speedup"]:.2f}x', f'{row["max_difference"]:.2g}')
+        cells.append((row['title'], *medians, *tail))
+    return headers, cells, 1
 
 
 def component_table(document: Document) -> Table:
@@ -231,10 +237,19 @@ def to_markdown(document: Document) -> str:
         for row in document['rows']
         if 'error' not in row
     ]
+    parts += failure_lines(document)
+    return '\n\n'.join([*parts, 'Times in milliseconds, medians where not said otherwise.']) + '\n'
+
+
+def failure_lines(document: Document) -> list[str]:
+    """Return what did not run and why, each reason once."""
+    titles: dict[str, list[str]] = {}
     for row in document['rows']:
         if 'error' in row:
-            parts.append(f'{row["title"]} did not run: got {row["error"]["got"]}.')
-    return '\n\n'.join([*parts, 'Times in milliseconds, medians where not said otherwise.']) + '\n'
+            error = row['error']
+            reason = f'{error["where"]}: got {error["got"]}. {error["next_step"]}'
+            titles.setdefault(reason, []).append(row['title'])
+    return [f'not run: {", ".join(names)}: {reason}' for reason, names in titles.items()]
 
 
 def _describe(
@@ -249,13 +264,15 @@ def _describe(
     }
     if row.fault is not None or first is None:
         return {**facts, 'error': row.fault.as_dict() if row.fault else {}}
+    if row.cuda_graph and row.execution and not row.execution.cuda_graph:
+        facts |= {'title': f'{row.title} (fell back: no graph)', 'cuda_graph': False}
     components = summarize_components(row.times)
     backbone, action_head = groups
     grouped = summarize_groups(row.times, backbone=backbone, action_head=action_head)
     fastest = summarize_components(first.times)[TOTAL].p50_ms
     return {
         **facts,
-        'execution': row.execution,
+        'execution': str(row.execution),
         'components': {name: asdict(figures) for name, figures in components.items()},
         'groups': {
             name: asdict(figures) if figures else None for name, figures in grouped.items()
@@ -263,11 +280,6 @@ def _describe(
         'speedup': fastest / components[TOTAL].p50_ms,
         'max_difference': greatest_difference(row.chunks, first.chunks),
     }
-
-
-def _words(row: Document) -> tuple[str, ...]:
-    graph = {None: '', True: 'yes', False: 'no'}[row['cuda_graph']]
-    return row['engine'], row['precision'], row['preprocess'], graph
 
 
 def _ms(figures: Document | None, key: str) -> str:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,27 +14,26 @@ from vla_policy_ros.tools.arguments import (
     Subparsers,
     add_bundle,
     add_command,
+    add_plans,
+    add_precision,
     at_least,
     bundle_path,
     open_named_dataset,
 )
+from vla_policy_ros.tools.build_report import describe_plan, print_plans
 from vla_policy_ros.tools.console import (
-    print_facts,
     print_json,
-    print_table,
     show_progress,
 )
 
 if TYPE_CHECKING:
     from vla_policy_ros.bundle.bundle import Bundle
     from vla_policy_ros.core.observation import Observation
-    from vla_policy_ros.engines.plan_facts import BuildOptions, BuildReport
-    from vla_policy_ros.engines.tensorrt_build import BuildProgress
+    from vla_policy_ros.engines.build_progress import BuildProgress
+    from vla_policy_ros.engines.plan_facts import BuildOptions
     from vla_policy_ros.export.calibration import Calibration
-    from vla_policy_ros.export.prepare import PreparationReport
     from vla_policy_ros.export.stage_plans import FinishedPlan, PlanBuilder, PlanJob
 
-PRECISIONS = ('fp32', 'fp16', 'bf16', 'fp8', 'int8')
 _EXAMPLES = """\
   vla-policy build --bundle bundles/pick_v3 --precision fp16
   vla-policy build --bundle bundles/pick_v3 --precision fp8 --calibrate ~/datasets/pick --samples 64 --calibration pick.json
@@ -43,7 +41,6 @@ _EXAMPLES = """\
   vla-policy build --bundle sample --precision fp16 --engine tensorrt_rtx --compute-capability 8.9
   vla-policy build --bundle bundles/pick_v3 --stage head --precision fp16 --import head=head_trtexec.plan
 """
-_MIB = 1 << 20
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -58,9 +55,7 @@ def add_parser(subparsers: Subparsers) -> None:
         examples=_EXAMPLES,
     )
     add_bundle(parser)
-    parser.add_argument(
-        '--precision', choices=PRECISIONS, help="precision of all stages (each stage's own)"
-    )
+    add_precision(parser)
     parser.add_argument(
         '--engine',
         choices=('tensorrt', 'tensorrt_rtx'),
@@ -76,7 +71,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     _add_calibration(parser)
     _add_options(parser)
-    parser.add_argument('--plans', type=Path, metavar='FOLDER', help='where plans are kept')
+    add_plans(parser)
     parser.add_argument(
         '--import',
         dest='imports',
@@ -96,26 +91,30 @@ def run(args: argparse.Namespace) -> int:
     """
     from vla_policy_ros.bundle.bundle import load_bundle
     from vla_policy_ros.engines.plans import PlanStore
+    from vla_policy_ros.export.prepare import EIGHT_BIT, no_calibration
     from vla_policy_ros.export.stage_plans import PlanBuilder, plan_jobs
 
     bundle = load_bundle(bundle_path(args.bundle))
     jobs = plan_jobs(bundle, precision=args.precision, stages=args.stage)
     imports = _read_imports(args.imports, jobs)
-    store = PlanStore(args.plans and args.plans.expanduser().absolute())
+    store = PlanStore(args.plans)
     builder = PlanBuilder(args.engine, store=store, options=_options(args))
     known = {} if args.force else {job: plan for job in jobs if (plan := builder.find(job))}
     missing = [job for job in jobs if job not in known and job not in imports]
-    needed = any(job.precision in ('int8', 'fp8') for job in missing)
-    calibration = _calibrate(args, bundle) if needed else None
+    eight_bit = [job.precision for job in missing if job.precision in EIGHT_BIT]
+    calibration = _calibrate(args, bundle) if eight_bit else None
+    # Before the first plan is built, which may take minutes.
+    if eight_bit and calibration is None:
+        raise no_calibration(eight_bit[0])
     finished = {**known, **{job: builder.take_in(job, path) for job, path in imports.items()}}
     finished.update(_build(builder, missing, calibration))
     plans = [finished[job] for job in jobs]
     if args.json:
         print_json(
-            {'passed': True, 'folder': str(store.folder), 'plans': [*map(_document, plans)]}
+            {'passed': True, 'folder': str(store.folder), 'plans': [*map(describe_plan, plans)]}
         )
         return 0
-    _print_text(args, plans, store.folder)
+    print_plans(args, plans, store.folder)
     return 0
 
 
@@ -242,99 +241,3 @@ def _count(
     for done, observation in enumerate(observations):
         show(done, 'observations')
         yield observation
-
-
-def _document(finished: FinishedPlan) -> dict[str, object]:
-    plan, prepared = finished.plan, finished.preparation
-    report = plan.report
-    return {
-        'stages': list(finished.job.stages),
-        'precision': finished.job.precision,
-        'path': str(plan.path),
-        'bytes': plan.num_bytes,
-        'origin': plan.origin,
-        'cached': finished.is_cached,
-        'network_hash': plan.key.network_hash,
-        'build_s': report.seconds if report else None,
-        'workspace_bytes': report.workspace_bytes if report else None,
-        'layers_of': report.layers_of if report else None,
-        'layers': [
-            {'precision': group.precision, 'kind': group.kind, 'count': group.count}
-            for group in (report.layers if report else ())
-        ],
-        'shares': report.shares() if report else {},
-        'conversion': _conversion(prepared) if prepared else None,
-    }
-
-
-def _conversion(prepared: PreparationReport) -> dict[str, object]:
-    conversion, quantization = prepared.conversion, prepared.quantization
-    return {
-        'nodes': dict(conversion.nodes),
-        'weights': dict(conversion.weights),
-        'casts': conversion.casts,
-        'kept': [
-            {'node': node.name, 'operator': node.operator, 'reason': node.reason}
-            for node in conversion.kept
-        ],
-        'wide_weights': dict(conversion.wide_weights),
-        'quantized_products': list(quantization.products) if quantization else [],
-        'quantized_weights': quantization.weights if quantization else 0,
-    }
-
-
-def _print_text(args: argparse.Namespace, plans: list[FinishedPlan], folder: Path) -> None:
-    print_table(
-        ('stage', 'asked', 'layers got', 'plan MiB', 'workspace MiB', 'build s', ''),
-        [_row(plan) for plan in plans],
-        right=(3, 4, 5),
-    )
-    for finished in plans:
-        if finished.preparation:
-            print_facts(_conversion_facts(finished.job, finished.preparation))
-    precision = f' --precision {args.precision}' if args.precision else ''
-    place = f' --plans {args.plans}' if args.plans else ''
-    command = f'vla-policy verify --bundle {args.bundle} --engine {args.engine}{precision}{place}'
-    print_facts({'plans': str(folder), 'now prove it': command})
-
-
-def _row(finished: FinishedPlan) -> tuple[str, ...]:
-    plan = finished.plan
-    report = plan.report
-    known = report is not None and report.workspace_bytes is not None
-    state = (
-        'was there'
-        if finished.is_cached
-        else {'built': 'built', 'foreign': 'taken in'}[plan.origin]
-    )
-    return (
-        ', '.join(finished.job.stages),
-        finished.job.precision,
-        _layers(report) if report else 'not known',
-        f'{plan.num_bytes / _MIB:.1f}',
-        f'{(report.workspace_bytes or 0) / _MIB:.1f}' if report and known else '?',
-        f'{report.seconds:.1f}' if report else '',
-        state,
-    )
-
-
-def _layers(report: BuildReport) -> str:
-    """Return the shares of all layers by precision, such as `fp16 80 %, fp32 20 % of 165 in the network`."""
-    shares = ', '.join(f'{name} {share:.0%}' for name, share in report.shares().items())
-    total = sum(group.count for group in report.layers)
-    return f'{shares} of {total} in the {report.layers_of}'
-
-
-def _conversion_facts(job: PlanJob, prepared: PreparationReport) -> dict[str, str]:
-    conversion, quantization = prepared.conversion, prepared.quantization
-    reasons = Counter(node.reason for node in conversion.kept)
-    name = ', '.join(job.stages)
-    nodes = ', '.join(f'{count} {kind}' for kind, count in conversion.nodes.items())
-    return {
-        f'{name}: nodes': nodes,
-        f'{name}: in 8 bits': f'{len(quantization.products)} products' if quantization else '',
-        f'{name}: kept fp32': ', '.join(f'{n} {reason}' for reason, n in reasons.most_common()),
-        f'{name}: constants kept fp32': ', '.join(
-            f'{weight} ({reason})' for weight, reason in conversion.wide_weights.items()
-        ),
-    }

@@ -51,7 +51,14 @@ def print_table(headers: Row, rows: Sequence[Row], *, right: Sequence[int] = ())
 
     table = Table(header_style='bold')
     for index, header in enumerate(headers):
-        table.add_column(header, justify='right' if index in right else 'left', overflow='fold')
+        # Numbers are never broken, and take no more room than they need: where the line is short, texts are.
+        is_right = index in right
+        table.add_column(
+            header.replace(' ', '\n') if is_right else header,
+            justify='right' if is_right else 'left',
+            overflow='fold',
+            no_wrap=is_right,
+        )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)

@@ -33,6 +33,7 @@ from vla_policy_ros.tools.doctor_checks import (
 )
 
 if TYPE_CHECKING:
+    from vla_policy_ros.bundle.manifest import Precision
     from vla_policy_ros.deployment.config import Deployment
 
 _EXAMPLES = """\
@@ -51,7 +52,6 @@ _ENGINE_NEEDS = {
     'torch_compile': ('PyTorch', 'PyTorch on the GPU', *_GPU),
     'torch_cpu': ('PyTorch',),
 }
-_PLAN_ENGINES = ('tensorrt', 'tensorrt_rtx')
 _ALWAYS = ('Python', 'bundle', 'configuration')
 _ROS_NEEDS = ('ROS 2', 'our messages', 'topics')
 
@@ -64,13 +64,16 @@ class _Wish:
     preprocess: str
     jpeg: str = ''
     bundle: str = ''
+    precision: Precision | None = None
     plan_folder: Path | None = None
     deployment: Deployment | None = None
 
     def needs(self, checks: Sequence[Check]) -> set[str]:
         """Return the names of the checks that must be ok."""
+        from vla_policy_ros.engines.registry import PLAN_ENGINES
+
         names = {*_ALWAYS, *_ENGINE_NEEDS.get(self.engine, ())}
-        if self.engine in _PLAN_ENGINES and self.bundle:
+        if self.engine in PLAN_ENGINES and self.bundle:
             names.add('plans')
         if self.preprocess == 'gpu':
             has_kernels = any(c.name == 'kernel cache' and c.state == 'ok' for c in checks)
@@ -141,7 +144,12 @@ def _examine(args: argparse.Namespace) -> tuple[_Wish, list[Check]]:
     checks += _guard('ROS', check_ros)
     if wish.bundle:
         folder = bundle_path(wish.bundle)
-        checks += _guard('bundle', lambda: check_bundle(folder, wish.plan_folder))
+        checks += _guard(
+            'bundle',
+            lambda: check_bundle(
+                folder, wish.plan_folder, engine=wish.engine, precision=wish.precision
+            ),
+        )
     if wish.deployment:
         checks += _guard('topics', lambda: list(_check_topics(args, wish)))
     return wish, checks
@@ -167,6 +175,7 @@ def _read_wish(args: argparse.Namespace) -> tuple[_Wish, list[Check]]:
         preprocess=args.preprocess or policy.preprocess,
         jpeg=policy.jpeg,
         bundle=bundle or policy.bundle,
+        precision=policy.precision or None,
         plan_folder=Path(policy.plan_folder) if policy.plan_folder else None,
         deployment=deployment,
     )

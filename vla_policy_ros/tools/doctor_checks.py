@@ -9,11 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from vla_policy_ros.core.errors import GpuError, VlaPolicyError
+from vla_policy_ros.core.errors import EngineError, GpuError, VlaPolicyError
 from vla_policy_ros.tools.doctor_probe import Trial, try_library
 from vla_policy_ros.tools.version import package_version
+
+if TYPE_CHECKING:
+    from vla_policy_ros.bundle.manifest import Precision
+    from vla_policy_ros.engines.plan_facts import Machine
+    from vla_policy_ros.gpu.listing import GpuFacts
 
 State = Literal['ok', 'missing', 'problem']
 _OLDEST_PYTHON = (3, 10)
@@ -89,7 +94,6 @@ _LIBRARIES = (
         'engine onnxruntime',
         'Run `pip install onnxruntime`, or onnxruntime-gpu for both engines.',
     ),
-    _Library('OpenVINO', 'openvino', 'no engine of this version uses it', 'Nothing to do.'),
 )
 
 
@@ -119,8 +123,17 @@ def check_caches(plan_folder: Path | None) -> list[Check]:
     ]
 
 
-def check_bundle(folder: Path, plan_folder: Path | None) -> list[Check]:
-    """Look at a bundle, and at the plans of its stages."""
+def check_bundle(
+    folder: Path, plan_folder: Path | None, *, engine: str = '', precision: Precision | None = None
+) -> list[Check]:
+    """Look at a bundle, and at the plans of its stages.
+
+    Args:
+        folder: The bundle.
+        plan_folder: Where plans lie; None for the user's own place.
+        engine: The engine that shall run it; empty when none is named.
+        precision: Its precision; None for that of each stage.
+    """
     from vla_policy_ros.bundle.bundle import find_bundle_faults, load_bundle
 
     faults = find_bundle_faults(folder)
@@ -128,10 +141,12 @@ def check_bundle(folder: Path, plan_folder: Path | None) -> list[Check]:
         return [_faulty('bundle', str(folder), faults, 'the policy')]
     bundle = load_bundle(folder)
     name = bundle.spec.policy_id
-    stages = [stage.onnx for stage in bundle.manifest.stages]
+    stages = bundle.manifest.stages
+    wanted = [(folder / stage.onnx, precision or stage.precision) for stage in stages]
+    files = ', '.join(stage.onnx for stage in stages)
     return [
-        Check('bundle', 'ok', f'{name}: {", ".join(stages)}', 'the policy'),
-        _check_plans([folder / stage for stage in stages], plan_folder),
+        Check('bundle', 'ok', f'{name}: {files}', 'the policy'),
+        _check_plans(wanted, plan_folder, engine),
     ]
 
 
@@ -171,13 +186,27 @@ def _check_gpus() -> list[Check]:
             Check(
                 f'GPU {gpu.index}',
                 'ok',
-                f'{gpu.name}, compute capability {gpu.compute_capability[0]}.{gpu.compute_capability[1]}, '
+                f'{gpu.name}, compute capability {_capability(gpu)}, '
                 f'{gpu.memory_bytes / 2**30:.1f} GiB{", shared with the host" * gpu.is_integrated}',
                 purpose,
             )
             for gpu in gpus
         ),
     ]
+
+
+def _list_gpus() -> tuple[GpuFacts, ...]:
+    """Return the GPUs; none where there is no driver."""
+    from vla_policy_ros.gpu.listing import list_gpus
+
+    try:
+        return list_gpus()
+    except GpuError:
+        return ()
+
+
+def _capability(gpu: GpuFacts) -> str:
+    return '{}.{}'.format(*gpu.compute_capability)
 
 
 def _check_library(library: _Library) -> list[Check]:
@@ -199,6 +228,15 @@ def _judge(library: _Library, trial: Trial) -> list[Check]:
 def _judge_tensorrt(library: _Library, trial: Trial) -> list[Check]:
     """A library that cannot run here may yet build, for other machines."""
     version, can_build = trial.facts.get('version'), trial.facts.get('builds')
+    targets: list[str] = trial.facts.get('targets', [])
+    foreign = [gpu for gpu in _list_gpus() if targets and _capability(gpu) not in targets]
+    if foreign:
+        found = (
+            f'{version}, does not run on {foreign[0].name} ({_capability(foreign[0])}), '
+            f'only on {", ".join(targets)}'
+        )
+        step = 'Choose engine tensorrt.'
+        return [Check(library.name, 'problem', found, library.purpose, step)]
     if trial.facts.get('runs') and not trial.failure:
         found = f'{version}, builds plans; running them needs the driver above'
         return [Check(library.name, 'ok', found, library.purpose)]
@@ -264,14 +302,38 @@ def _check_folder(name: str, folder: Path, purpose: str) -> Check:
     return Check(name, 'ok', f'{len(files)} files, {size_mib:.1f} MiB in {folder}', purpose)
 
 
-def _check_plans(stages: Sequence[Path], plan_folder: Path | None) -> Check:
+def _check_plans(
+    wanted: Sequence[tuple[Path, Precision]], plan_folder: Path | None, engine: str
+) -> Check:
+    """Look for plans that fit this machine; where that cannot be asked, for any of these networks."""
     from vla_policy_ros.engines.plans import PlanStore, network_hash
 
-    store = PlanStore(plan_folder)
-    counts = {stage.name: len(store.plans(network_hash(stage))) for stage in stages}
-    found = ', '.join(f'{name}: {count}' for name, count in counts.items())
-    state: State = 'ok' if all(counts.values()) else 'missing'
-    step = 'Run `vla-policy build` on this machine.'
-    return Check(
-        'plans', state, f'{found} in {store.folder}', 'engine tensorrt, tensorrt_rtx', step
-    )
+    purpose, store = 'engine tensorrt, tensorrt_rtx', PlanStore(plan_folder)
+    machine = _find_machine(engine)
+    if machine is None:
+        counts = {path.name: len(store.plans(network_hash(path))) for path, _ in wanted}
+        found = ', '.join(f'{name}: {count}' for name, count in counts.items())
+        state: State = 'ok' if all(counts.values()) else 'missing'
+        step = 'Run `vla-policy build` on this machine.'
+        return Check('plans', state, f'{found} in {store.folder}', purpose, step)
+    try:
+        for path, precision in wanted:
+            store.find(network_hash(path), precision=precision, machine=machine)
+    except EngineError as fault:
+        found = f'{path.name}: {fault.got}, expected {fault.expected}'
+        return Check('plans', 'missing', found, purpose, fault.next_step)
+    return Check('plans', 'ok', f'all for {machine} in {store.folder}', purpose)
+
+
+def _find_machine(engine: str) -> Machine | None:
+    """Return what an engine's plans must fit; None where driver or library, which have checks of their own, are missing."""
+    from vla_policy_ros.engines.registry import PLAN_ENGINES
+    from vla_policy_ros.engines.tensorrt_library import load_library, read_gpu
+
+    if engine not in PLAN_ENGINES:
+        return None
+    try:
+        library = load_library('tensorrt_rtx' if engine == 'tensorrt_rtx' else 'tensorrt')
+        return library.machine(read_gpu())
+    except VlaPolicyError:
+        return None

@@ -52,6 +52,10 @@ def try_library(name: str) -> Trial:
 def _tensorrt(name: str) -> Iterator[dict[str, Any]]:
     library = importlib.import_module(name)
     yield {'version': library.__version__}
+    if hasattr(library, 'IRuntimeCache'):  # TensorRT-RTX, which does not run on every GPU
+        from vla_policy_ros.engines.tensorrt_library import list_targets
+
+        yield {'targets': list(list_targets(library))}
     logger = library.Logger(library.Logger.ERROR)
     builder = library.Builder(logger)
     yield {'builds': bool(builder)}
@@ -99,7 +103,6 @@ PROBES: Mapping[str, Callable[[str], Iterator[dict[str, Any]]]] = {
     'cuda.bindings.nvrtc': _nvrtc,
     'nvjpeg': _nvjpeg,
     'onnxruntime': _onnxruntime,
-    'openvino': _version,
     'pycuda': _pycuda,
     'tensorrt': _tensorrt,
     'tensorrt_rtx': _tensorrt,

@@ -16,6 +16,8 @@ from vla_policy_ros.tools.arguments import (
     add_dataset,
     add_engine,
     add_execution_horizon,
+    add_plans,
+    add_precision,
     add_preprocess,
     add_tolerances,
     at_least,
@@ -71,6 +73,8 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_engine(parser, default='onnxruntime')
     add_preprocess(parser)
+    add_precision(parser)
+    add_plans(parser)
     add_tolerances(parser)
     parser.add_argument('--out', type=Path, metavar='DIR', help='write the report files there')
 
@@ -124,13 +128,18 @@ def _evaluate(args: argparse.Namespace, dataset: Dataset, episodes: tuple[int, .
 
 
 def _load_policy(args: argparse.Namespace) -> Policy:
+    from vla_policy_ros.engines.settings import EngineSettings
     from vla_policy_ros.policies.registry import load_policy
 
     folder = bundle_path(args.bundle)
     longest = max((len(camera.history_ns) for camera in read_manifest(folder).cameras), default=1)
     # One history in work, the next one being loaded, and one image in hand.
     return load_policy(
-        folder, engine=args.engine, preprocess=args.preprocess, slots=2 * longest + 1
+        folder,
+        engine=args.engine,
+        preprocess=args.preprocess,
+        slots=2 * longest + 1,
+        settings=EngineSettings(precision=args.precision, plan_folder=args.plans),
     )
 
 

@@ -14,11 +14,13 @@ from vla_policy_ros.tools.arguments import (
     Subparsers,
     add_bundle,
     add_command,
+    add_plans,
+    add_precision,
     at_least,
     bundle_path,
+    check_engine,
     open_named_dataset,
 )
-from vla_policy_ros.tools.build import PRECISIONS
 from vla_policy_ros.tools.console import (
     print_facts,
     print_json,
@@ -30,10 +32,7 @@ from vla_policy_ros.tools.console import (
 if TYPE_CHECKING:
     from vla_policy_ros.bundle.bundle import Bundle
     from vla_policy_ros.export.verify import Case, PartVerdict, Verification
-    from vla_policy_ros.policies.stages import EngineLoader
 
-_PLAN_ENGINES = ('tensorrt', 'tensorrt_rtx')
-_LACKING = {'onnxruntime': ('bf16', 'fp8'), 'onnxruntime_cuda': ('fp8',)}
 _EXAMPLES = """\
   vla-policy verify --bundle bundles/pick_v3 --engine tensorrt --precision fp16
   vla-policy verify --bundle bundles/pick_v3 --engine tensorrt --precision fp8 --dataset ~/datasets/pick --samples 16
@@ -53,10 +52,13 @@ def add_parser(subparsers: Subparsers) -> None:
         examples=_EXAMPLES,
     )
     add_bundle(parser)
-    parser.add_argument('--engine', default='tensorrt', metavar='E', help='engine (tensorrt)')
     parser.add_argument(
-        '--precision', choices=PRECISIONS, help="precision of all stages (each stage's own)"
+        '--engine',
+        default='tensorrt',
+        metavar='E',
+        help='engine to hold against it (tensorrt, as `vla-policy build`), such as onnxruntime_cuda, torch, torch_cpu',
     )
+    add_precision(parser)
     parser.add_argument(
         '--dataset',
         metavar='D',
@@ -65,7 +67,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         '--samples', type=at_least(1), default=8, metavar='N', help='observations of it (8)'
     )
-    parser.add_argument('--plans', type=Path, metavar='FOLDER', help='where plans are kept')
+    add_plans(parser)
     parser.add_argument(
         '--calibration',
         type=Path,
@@ -81,12 +83,14 @@ def run(args: argparse.Namespace) -> int:
         VlaPolicyError: Bundle, dataset or an option is wrong, or a network cannot be loaded or failed.
     """
     from vla_policy_ros.bundle.bundle import load_bundle
-    from vla_policy_ros.engines.registry import engine_memory
     from vla_policy_ros.engines.settings import EngineSettings
+    from vla_policy_ros.export.calibration import read_calibration
+    from vla_policy_ros.export.prepare import choose_loader
     from vla_policy_ros.export.verify import verify
 
-    engine_memory(args.engine)  # refuses an unknown name before the work
-    load = _loader(args)
+    check_engine(args.engine, runs_networks=True)
+    calibration = read_calibration(args.calibration) if args.calibration else None
+    load = choose_loader(args.engine, args.precision, calibration)
     bundle = load_bundle(bundle_path(args.bundle))
     with show_waiting(f'{bundle.spec.policy_id} on {args.engine}'):
         result = verify(
@@ -126,26 +130,6 @@ def _cases(args: argparse.Namespace, bundle: Bundle) -> list[Case]:
             code='nothing_to_compare',
         )
     return cases
-
-
-def _loader(args: argparse.Namespace) -> EngineLoader:
-    """Return what loads the engine's networks: engines without plans run files as they are, so these are converted."""
-    from vla_policy_ros.engines.registry import load_engine
-
-    if args.precision is None or args.engine in _PLAN_ENGINES:
-        return load_engine
-    if args.precision in _LACKING.get(args.engine, ()):
-        raise ConfigurationError(
-            '--precision',
-            got=f'{args.precision} on {args.engine}',
-            expected='another precision: ONNX Runtime lacks CPU kernels for bf16, and its optimiser breaks fp8',
-            next_step='Verify this precision on the engine it is meant for.',
-            code='unsupported_precision',
-        )
-    from vla_policy_ros.export.calibration import read_calibration
-    from vla_policy_ros.export.prepare import PreparingLoader
-
-    return PreparingLoader(read_calibration(args.calibration) if args.calibration else None)
 
 
 def _document(result: Verification) -> dict[str, object]:
