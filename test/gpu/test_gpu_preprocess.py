@@ -156,6 +156,15 @@ def test_every_encoding_with_and_without_padded_rows(images, encoding, padding):
         assert largest_difference(got, run_on_cpu(camera, frame)) <= DEVICE_DECODE_LIMIT
 
 
+@pytest.mark.parametrize('padding', [0, 1, 6, 7])
+@pytest.mark.parametrize('encoding', DEVICE_ENCODINGS)
+def test_every_encoding_resized_from_rows_at_any_address(images, encoding, padding):
+    camera = make_camera(resize(('pil', 'bilinear', True), 11, 39), layout='hwc', dtype='uint8')
+    for is_bigendian in (False, True):
+        frame = make_frame(encoding, 36, 90, padding=padding, is_bigendian=is_bigendian)
+        assert_same(images, camera, frame)
+
+
 @pytest.mark.parametrize('size', [(3, 3), (3, 8), (5, 3), (17, 33)])
 @pytest.mark.parametrize(
     'encoding', [name for name in DEVICE_ENCODINGS if name.startswith('bayer')]

@@ -39,10 +39,11 @@ extern "C" void host_launch(const dim3 *grid, const dim3 *block, void *const *ar
             blockDim = *block;
             threadIdx.x = index;
             for (blockIdx.z = 0; blockIdx.z < grid->z; ++blockIdx.z)
-                for (blockIdx.x = 0; blockIdx.x < grid->x; ++blockIdx.x) {
-                    preprocess(*static_cast<const Batch *>(arguments[0]));
-                    barrier->arrive_and_wait();  // blocks run one after another: they share the memory
-                }
+                for (blockIdx.y = 0; blockIdx.y < grid->y; ++blockIdx.y)
+                    for (blockIdx.x = 0; blockIdx.x < grid->x; ++blockIdx.x) {
+                        preprocess(*static_cast<const Batch *>(arguments[0]));
+                        barrier->arrive_and_wait();  // blocks run one after another: they share the memory
+                    }
         });
     for (std::thread &thread : threads) thread.join();
 }

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vla_policy_ros.bundle.geometry import Resize
 from vla_policy_ros.gpu.limits import DEVICE_RESIZE_LIMITS
-from vla_policy_ros.gpu.passes import choose_tile
+from vla_policy_ros.gpu.passes import choose_tiling
 from vla_policy_ros.gpu.taps import make_resampling, pick, resize_arithmetics
 from vla_policy_ros.preprocess.limits import RESIZE_LIMITS
 
@@ -127,7 +127,8 @@ def test_cut_and_pad_keep_the_lines_that_are_left():
     ],
 )
 def test_tiles_are_large_where_they_fit(rule, source, tile):
-    assert choose_tile(make(rule, source, (224, 224))[1], where='camera') == tile
+    tiling = choose_tiling(make(rule, source, (224, 224))[1], where='camera')
+    assert tiling.tile == tile
 
 
 def test_the_device_is_held_to_every_rule_that_the_reference_has():

@@ -11,6 +11,7 @@ import numpy as np
 
 from vla_policy_ros.bundle.geometry import GeometryStep, Pad, Resize
 from vla_policy_ros.core.errors import ImageError
+from vla_policy_ros.gpu.quads import QUAD, in_quads
 from vla_policy_ros.gpu.taps import (
     Arithmetic,
     Resampling,
@@ -22,12 +23,20 @@ from vla_policy_ros.gpu.taps import (
 from vla_policy_ros.preprocess.geometry import crop_box, pad_offset, resized_size
 from vla_policy_ros.preprocess.resize import Size
 
-SHARED_WORDS = 6144
-"""Shared memory of a block in words of four bytes: 24 KiB, of which every GPU has room for several blocks."""
+SHARED_WORDS = 8192
+"""Shared memory of a block in words of four bytes: 32 KiB, of which every GPU has room for several blocks."""
 PARTIAL_WORDS: Mapping[Arithmetic, int] = MappingProxyType(
-    {'ROUNDED': 1, 'LINEAR': 3, 'CUBIC': 3, 'AREA': 3}
+    {'ROUNDED': 1, 'LINEAR': 4, 'CUBIC': 4, 'AREA': 4}
 )
-"""Arithmetic to the words that are kept per pixel between its two passes."""
+"""Arithmetic to the words between its two passes: for one channel, one column and a quad of rows."""
+WEIGHT_WORDS: Mapping[Arithmetic, tuple[int, int]] = MappingProxyType(
+    {'PICK': (0, 0), 'ROUNDED': (3, 3), 'LINEAR': (4, 2), 'CUBIC': (4, 2), 'AREA': (4, 4)}
+)
+"""Arithmetic to the words of a quad of weights, of rows and of columns; see `quads.pack_weights`."""
+PICK_WORDS = 128
+"""Shared memory for `PICK`, which keeps nothing but its tables there."""
+_LINE_WORDS = 3  # of an output line, beside its weights
+_CHANNELS = 3
 # A row of a tile is a warp, whose threads write next to each other; large tiles decode fewer pixels twice.
 _TILES = (
     (8, 32),
@@ -134,36 +143,53 @@ def possible_arithmetics(steps: Sequence[GeometryStep]) -> frozenset[Arithmetic]
     return frozenset({'PICK', *(name for step in resizes for name in resize_arithmetics(step))})
 
 
-def choose_tile(resampling: Resampling, *, where: str) -> Size:
-    """Return height and width of a tile whose work fits the shared memory of a block, as large as can be.
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How the work on an output is cut, and where a block keeps its things in shared memory, in quads of words."""
+
+    tile: Size
+    """Height and width of a tile in pixels."""
+    columns_at: int = 0
+    """Tables of the columns, behind those of the rows."""
+    partials_at: int = 0
+    """What is summed up along the columns."""
+    levels_at: int = 0
+    """Decoded pixels."""
+    chunk: int = 0
+    """How many quads of source rows are decoded at a time."""
+
+
+def choose_tiling(resampling: Resampling, *, where: str) -> Tiling:
+    """Return the largest tiles whose work fits the shared memory of a block.
 
     Raises:
         ImageError: Not even one pixel fits (`resize_too_strong`).
     """
-    if resampling.arithmetic == 'PICK':
-        return _TILES[0]
+    arithmetic = resampling.arithmetic
+    axes = in_quads(resampling.rows), in_quads(resampling.columns)
     for tile in _TILES:
-        rows, columns = (
-            _reach(taps, lines)
-            for taps, lines in zip((resampling.rows, resampling.columns), tile, strict=True)
+        row_table, column_table = (
+            -(-lines * (_LINE_WORDS + words * len(quads.weights)) // QUAD)
+            for lines, words, quads in zip(tile, WEIGHT_WORDS[arithmetic], axes, strict=True)
         )
-        partial_words = rows * tile[1] * PARTIAL_WORDS[resampling.arithmetic]
-        if partial_words + columns <= SHARED_WORDS:  # and one source row
-            return tile
+        if arithmetic == 'PICK':
+            return Tiling(tile, columns_at=row_table)
+        rows, columns = (
+            int(quads.windows(lines)[:, 1].max()) for quads, lines in zip(axes, tile, strict=True)
+        )
+        partials_at = row_table + column_table
+        partial_words = rows * _CHANNELS * tile[1] * PARTIAL_WORDS[arithmetic]
+        levels_at = partials_at - (-partial_words // QUAD)
+        chunk = (SHARED_WORDS // QUAD - levels_at) // max(_CHANNELS * columns, 1)
+        if chunk > 0:
+            return Tiling(tile, row_table, partials_at, levels_at, min(chunk, max(rows, 1)))
     raise ImageError(
         where,
-        got=f'a resize in which a pixel is made of {rows} x {columns} pixels',
+        got=f'a resize in which a pixel is made of {QUAD * rows} x {QUAD * columns} pixels',
         expected=f'at most {SHARED_WORDS} words of shared memory for them',
         next_step='Shrink less, or in two steps in bundle.yaml.',
         code='resize_too_strong',
     )
-
-
-def _reach(taps: Taps, tile: int) -> int:
-    """Return the largest number of source lines that a tile of so many output lines needs."""
-    first = taps.first[::tile]
-    last = np.minimum(np.arange(len(first)) * tile + tile, len(taps.first)) - 1
-    return int((taps.first[last] + taps.count[last] - first).max())
 
 
 def _copy(size: Size) -> Pass:

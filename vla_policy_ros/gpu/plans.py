@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,22 +13,24 @@ from vla_policy_ros.bundle.manifest import Camera
 from vla_policy_ros.core.specs import Array
 from vla_policy_ros.gpu.interfaces import Device, DeviceBuffer, Stream
 from vla_policy_ros.gpu.layout import Layout, camera_layout, interleaved
-from vla_policy_ros.gpu.passes import Pass, choose_tile, plan_passes
+from vla_policy_ros.gpu.passes import WEIGHT_WORDS, Pass, choose_tiling, plan_passes
 from vla_policy_ros.gpu.pixels import RGB, PixelFormat
-from vla_policy_ros.gpu.taps import Arithmetic, Taps
+from vla_policy_ros.gpu.quads import axis_tables
+from vla_policy_ros.gpu.taps import Arithmetic
 from vla_policy_ros.preprocess.resize import Size
 
 # Structs of kernels/preprocess.cu, whose parts fall on their natural alignment.
 _HEAD = struct.Struct('<QqQQ')
-_AXIS = struct.Struct('<5Q2i')
-_SOURCE = struct.Struct('<6i')
-_TAIL = struct.Struct('<7i2f4x')
+_AXIS = struct.Struct('<Q4i')
+_SOURCE = struct.Struct('<6i3I')
+_TAIL = struct.Struct('<11i2f')
 JOB_BYTES = _HEAD.size + 2 * _AXIS.size + _SOURCE.size + _TAIL.size
 """Size of one image's part of the launch."""
+Tiles = tuple[int, int]
+"""Tiles of an output: across, down."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surface:
+class Surface(NamedTuple):
     """Pixels to read: an address, and how they lie there."""
 
     address: int
@@ -60,17 +61,29 @@ class PassPlan:
         self.arithmetic: Arithmetic = resampling.arithmetic
         self.size = step.size
         """Height and width of the result in pixels."""
-        tile = choose_tile(resampling, where=where)
-        self.num_tiles = int(np.prod([-(-e // t) for e, t in zip(step.size, tile, strict=True)]))
+        tiling = choose_tiling(resampling, where=where)
+        tile = tiling.tile
+        down, across = (-(-edge // lines) for edge, lines in zip(step.size, tile, strict=True))
+        self.tiles: Tiles = across, down
         """Number of blocks of a launch for one image."""
-        axes = (
-            _axis_tables(resampling.rows, layout.rows),
-            _axis_tables(resampling.columns, layout.columns),
+        words = WEIGHT_WORDS[self.arithmetic]
+        rows = axis_tables(resampling.rows, layout.rows, tile=tile[0], words=words[0])
+        columns = axis_tables(resampling.columns, layout.columns, tile=tile[1], words=words[1])
+        both = np.concatenate([rows.tables.reshape(-1), columns.tables.reshape(-1)])
+        self._tables = upload_array(device, both, setup)
+        begin = self._tables.address
+        self._axes = b''.join(
+            _AXIS.pack(address, axis.table_quads, axis.line_quads, size, lines)
+            for address, axis, size, lines in zip(
+                (begin, begin + rows.tables.nbytes), (rows, columns), step.size, tile, strict=True
+            )
         )
-        self._tables = upload_array(device, np.concatenate([*axes[0], *axes[1]]), setup)
-        self._axes = self._pack_axes(axes, tile)
         self._tail = _TAIL.pack(
             *layout.channels,
+            tiling.columns_at,
+            tiling.partials_at,
+            tiling.levels_at,
+            tiling.chunk,
             layout.repeats,
             layout.repeat_offset,
             step.border or 0,
@@ -91,7 +104,7 @@ class PassPlan:
             (
                 _HEAD.pack(source.address, source.step_bytes, target, values),
                 self._axes,
-                _SOURCE.pack(*source.size, *source.format.places),
+                _SOURCE.pack(*source.size, *source.format.places, *source.format.selectors),
                 self._tail,
             )
         )
@@ -99,16 +112,6 @@ class PassPlan:
     def free(self) -> None:
         """Free the tables; the device must be done with them."""
         self._tables.free()
-
-    def _pack_axes(self, axes: tuple[Sequence[Array], Sequence[Array]], tile: Size) -> bytes:
-        address, packed = self._tables.address, b''
-        for tables, size, lines in zip(axes, self.size, tile, strict=True):
-            addresses = []
-            for table in tables:
-                addresses.append(address)
-                address += table.nbytes
-            packed += _AXIS.pack(*addresses, size, lines)
-        return packed
 
 
 class SizePlan:
@@ -171,9 +174,3 @@ def upload_array(device: Device, array: Array, stream: Stream) -> DeviceBuffer:
     finally:
         pinned.free()
     return target
-
-
-def _axis_tables(taps: Taps, offsets: Array) -> tuple[Array, ...]:
-    """Return the tables of the struct `Axis` in its order, all as int32."""
-    weights = np.ascontiguousarray(taps.weights).view(np.int32).reshape(-1)
-    return taps.first, taps.count, weights, taps.lines, offsets

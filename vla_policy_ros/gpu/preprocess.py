@@ -10,14 +10,15 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count, product, zip_longest
+from typing import NamedTuple
 
 import numpy as np
 
 from vla_policy_ros.bundle.manifest import Camera
 from vla_policy_ros.gpu.interfaces import Device, Kernel, Stream
-from vla_policy_ros.gpu.passes import SHARED_WORDS, is_one_pass, possible_arithmetics
+from vla_policy_ros.gpu.passes import PICK_WORDS, SHARED_WORDS, is_one_pass, possible_arithmetics
 from vla_policy_ros.gpu.pixels import RGB, Decoder, pixel_format
-from vla_policy_ros.gpu.plans import JOB_BYTES, PassPlan, SizePlan, Surface, upload_array
+from vla_policy_ros.gpu.plans import JOB_BYTES, PassPlan, SizePlan, Surface, Tiles, upload_array
 from vla_policy_ros.gpu.taps import Arithmetic
 from vla_policy_ros.preprocess.camera import make_tables
 from vla_policy_ros.preprocess.resize import Size
@@ -48,8 +49,7 @@ class ImageJob:
     """Byte order of encodings with 16 bits per channel."""
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
+class Variant(NamedTuple):  # made and looked up for every image, which a tuple does fastest
     """What is compiled into a kernel."""
 
     decoder: Decoder
@@ -64,17 +64,17 @@ class Variant:
             'ARITHMETIC': self.arithmetic,
             'ELEMENT_BYTES': self.element_bytes,
             'MAX_JOBS': MAX_JOBS,
-            'SHARED_WORDS': SHARED_WORDS,
+            'NUM_THREADS': _NUM_THREADS,
+            'SHARED_WORDS': SHARED_WORDS if self.arithmetic != 'PICK' else PICK_WORDS,
         }
 
 
-@dataclass(frozen=True, slots=True)
-class KernelWork:
+class KernelWork(NamedTuple):
     """One pass over one image, ready to launch."""
 
     variant: Variant
     kernel: Kernel
-    num_tiles: int
+    tiles: Tiles
     job: bytes
 
 
@@ -181,7 +181,7 @@ class DevicePreprocessor:
         self, source: Surface, step: PassPlan, element_bytes: int, packed: bytes
     ) -> KernelWork:
         variant = Variant(source.format.decoder, step.arithmetic, element_bytes)
-        return KernelWork(variant, self._kernel(variant), step.num_tiles, packed)
+        return KernelWork(variant, self._kernel(variant), step.tiles, packed)
 
     def _kernel(self, variant: Variant) -> Kernel:
         if variant not in self._kernels:
@@ -227,5 +227,6 @@ def enqueue_set(stream: Stream, jobs: Sequence[tuple[DevicePreprocessor, ImageJo
 
 def _launch(stream: Stream, items: Sequence[KernelWork]) -> None:
     batch = b''.join(item.job for item in items).ljust(MAX_JOBS * JOB_BYTES, b'\0')
-    grid = (max(item.num_tiles for item in items), 1, len(items))
+    across, down = (max(item.tiles[axis] for item in items) for axis in (0, 1))
+    grid = (across, down, len(items))
     items[0].kernel.launch(stream, grid, (_NUM_THREADS, 1, 1), batch)

@@ -25,6 +25,7 @@ from vla_policy_ros.policies.device_noise import DeviceNoise
 from vla_policy_ros.policies.device_pool import DevicePool
 from vla_policy_ros.policies.device_program import Step, make_program
 from vla_policy_ros.policies.inputs import ImageInput, ObservationInput, host_cameras
+from vla_policy_ros.policies.preprocess_check import check_preprocessing
 from vla_policy_ros.policies.stages import (
     BoundStage,
     EngineLoader,
@@ -106,9 +107,17 @@ class DeviceRunner:
         return self._pool.raw_action
 
     def prepare_formats(self) -> None:
-        """Compile the preprocessing kernels of every encoding, or take them from the cache on disk."""
+        """Compile the preprocessing kernels of every encoding, or take them from the cache, and check what they do.
+
+        Raises:
+            GpuError: A kernel is not to be had, or an image differs from the CPU reference (`preprocess_differs`).
+        """
         for camera in self._cameras.values():
             camera.prepare_formats()
+        if self._cameras:
+            with self._device.current():
+                for settings in self._bundle.manifest.cameras:
+                    check_preprocessing(self._device, settings)
 
     def prepare(self, frame: Frame) -> PreparedFrame:
         """Begin to preprocess one image into a free slot; any thread may call it."""

@@ -209,13 +209,13 @@ def example_observation(bundle: Bundle) -> Observation:
     spec = bundle.spec.observation
     images: dict[str, tuple[Frame | PreparedFrame, ...]] = {}
     for camera in bundle.manifest.cameras:
-        frame = Frame.from_rgb(camera.name, 0, np.zeros((*_source_size(camera), 3), np.uint8))
+        frame = Frame.from_rgb(camera.name, 0, np.zeros((*least_source_size(camera), 3), np.uint8))
         images[camera.name] = (frame,) * len(camera.history_ns)
     state = np.zeros((len(spec.state_history_ns), len(spec.state)), np.float32)
     return Observation(images=images, state=state, instruction=Instruction('go'), stamp_ns=0)
 
 
-def _source_size(camera: Camera) -> tuple[int, int]:
+def least_source_size(camera: Camera) -> tuple[int, int]:
     """Return a size in pixels that the camera's geometry accepts: crops need enough, pads take no more."""
     share = 1.0
     for step in camera.geometry:

@@ -38,6 +38,51 @@ inline unsigned int __umulhi(unsigned int a, unsigned int b) {
     return static_cast<unsigned int>((static_cast<unsigned long long>(a) * b) >> 32);
 }
 
+struct alignas(16) int4 {
+    int x, y, z, w;
+};
+
+inline unsigned int __funnelshift_r(unsigned int low, unsigned int high, unsigned int shift) {
+    return static_cast<unsigned int>((static_cast<unsigned long long>(high) << 32 | low) >> (shift & 31));
+}
+
+inline unsigned int __byte_perm(unsigned int low, unsigned int high, unsigned int selector) {
+    const unsigned long long bytes = static_cast<unsigned long long>(high) << 32 | low;
+    unsigned int picked = 0;
+    for (int i = 0; i < 4; ++i) {
+        const unsigned int byte = bytes >> 8 * (selector >> 4 * i & 7) & 255;
+        picked |= byte << 8 * i;
+    }
+    return picked;
+}
+
+// What kernels/preprocess.cu takes from the device in assembler. A GPU's sums wrap around, so they are unsigned here.
+template <typename Weight>
+inline int add_products(unsigned int levels, int weights, int sum, int count) {
+    unsigned int total = sum;
+    for (int i = 0; i < count; ++i)
+        total += static_cast<Weight>(weights >> 8 * sizeof(Weight) * i) * static_cast<int>(levels >> 8 * i & 255);
+    return static_cast<int>(total);
+}
+
+inline int dot_lower(int weights, unsigned int levels, int sum) {
+    return add_products<short>(levels, weights, sum, 2);
+}
+
+inline int dot_upper(int weights, unsigned int levels, int sum) {
+    return add_products<short>(levels >> 16, weights, sum, 2);
+}
+
+inline int dot_bytes(unsigned int levels, int weights, int sum) {
+    return add_products<signed char>(levels, weights, sum, 4);
+}
+
+inline unsigned int pack_clipped(int a, int b, int c, int d) {
+    unsigned int word = 0;
+    for (const int level : {d, c, b, a}) word = word << 8 | static_cast<unsigned int>(min(max(level, 0), 255));
+    return word;
+}
+
 // The host's compiler is told not to fuse products and sums (-ffp-contract=off).
 inline float __fmul_rn(float a, float b) {
     return a * b;
