@@ -4,9 +4,19 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 from support.requirements import DATA, require
 from support.ros_processes import RosProcesses
+
+# No test depends on the speed of the machine, and one that passes today passes tomorrow.
+hypothesis.settings.register_profile(
+    'repeatable',
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile('repeatable')
 
 _REQUIREMENTS = ('ros', 'launch', 'gpu', 'tensorrt', 'nvrtc')
 # What modules import before a marker could skip their tests, by folder or by name.
