@@ -32,6 +32,7 @@ GPU = {'cuda', 'pycuda', 'tensorrt', 'tensorrt_rtx', 'torch'}  # never at import
 NEEDS = {
     'core': set(),
     'scheduling': set(),
+    'execution': set(),
     'bundle': SCHEMA | {'onnx', 'tokenizers'},
     'deployment': SCHEMA,
     'preprocess': SCHEMA | {'cv2', 'PIL'},
