@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from support.bundles import save_doubler
 
+from vla_policy_ros.core.cache import write_atomically
 from vla_policy_ros.core.errors import BundleError, EngineError
 from vla_policy_ros.core.specs import TensorSpec
 from vla_policy_ros.engines.plan_facts import (
@@ -29,7 +30,6 @@ from vla_policy_ros.engines.plans import (
     default_plan_folder,
     network_hash,
     open_plan,
-    write_atomically,
 )
 
 H200 = Gpu('NVIDIA H200', (9, 0))

@@ -4,9 +4,10 @@ import sys
 
 import pytest
 
+from vla_policy_ros.core.cache import cache_folder
 from vla_policy_ros.core.errors import GpuError
 from vla_policy_ros.gpu import nvrtc
-from vla_policy_ros.gpu.nvrtc import KernelCache, cache_folder, compile_cubin, read_kernel
+from vla_policy_ros.gpu.nvrtc import KernelCache, compile_cubin, read_kernel
 
 ARCHITECTURES = [
     'sm_87',
@@ -152,10 +153,10 @@ def test_a_warm_cache_needs_no_compiler(cache, tmp_path):
 
 def test_the_cache_lies_where_the_user_keeps_caches(monkeypatch, tmp_path):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    assert cache_folder() == tmp_path / 'vla_policy_ros' / 'kernels'
+    assert cache_folder('kernels') == tmp_path / 'vla_policy_ros' / 'kernels'
     monkeypatch.setenv('XDG_CACHE_HOME', '')
     monkeypatch.setenv('HOME', str(tmp_path / 'home'))
-    assert cache_folder() == tmp_path / 'home' / '.cache' / 'vla_policy_ros' / 'kernels'
+    assert cache_folder('kernels') == tmp_path / 'home' / '.cache' / 'vla_policy_ros' / 'kernels'
 
 
 def test_headers_are_found_through_headers(monkeypatch, tmp_path):

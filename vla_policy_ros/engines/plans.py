@@ -7,7 +7,6 @@ import hashlib
 import mmap
 import os
 import re
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from vla_policy_ros.bundle.files import hash_file
 from vla_policy_ros.bundle.manifest import Precision
 from vla_policy_ros.bundle.onnx_model import ModelTensor, read_model
+from vla_policy_ros.core.cache import cache_folder, write_atomically
 from vla_policy_ros.core.errors import EngineError
 from vla_policy_ros.core.specs import TensorSpec
 from vla_policy_ros.engines.plan_facts import (
@@ -37,10 +37,7 @@ _FACTS = TypeAdapter(BuiltPlan)
 def default_plan_folder() -> Path:
     """Return `$VLA_PLAN_FOLDER`, or `vla_policy_ros/plans` in the user's cache folder (XDG base directories)."""
     chosen = os.environ.get(FOLDER_VARIABLE)
-    if chosen:
-        return Path(chosen)
-    cache = os.environ.get('XDG_CACHE_HOME')
-    return (Path(cache) if cache else Path.home() / '.cache') / 'vla_policy_ros' / 'plans'
+    return Path(chosen) if chosen else cache_folder('plans')
 
 
 def network_hash(onnx_path: Path) -> str:
@@ -220,17 +217,6 @@ def map_file(path: Path) -> Iterator[memoryview]:
             memoryview(mapped) as content,
         ):
             yield content
-
-
-def write_atomically(path: Path, content: memoryview) -> None:
-    """Write a file so that others see the old one or the new one, never a part; missing folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}-{os.getpid()}-{threading.get_ident()}')
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _damaged(plan: BuiltPlan, got: str) -> EngineError:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from vla_policy_ros.core.cache import write_atomically
 from vla_policy_ros.core.engine import DeviceTensor, Tensor
 from vla_policy_ros.core.errors import EngineError, SpecMismatchError
 from vla_policy_ros.core.specs import TensorSpec
@@ -27,7 +28,6 @@ from vla_policy_ros.engines.plans import (
     map_file,
     network_hash,
     open_plan,
-    write_atomically,
 )
 from vla_policy_ros.engines.settings import DEFAULT_SETTINGS, EngineSettings
 from vla_policy_ros.engines.tensorrt_library import Library, load_library, read_gpu

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vla_policy_ros.core.cache import write_atomically
 from vla_policy_ros.core.errors import ConfigurationError, EngineError
 from vla_policy_ros.engines.build_progress import BuildMonitor, BuildProgress
 from vla_policy_ros.engines.plan_facts import (
@@ -23,7 +24,7 @@ from vla_policy_ros.engines.plan_facts import (
     PlanKey,
     ShapeRange,
 )
-from vla_policy_ros.engines.plans import PlanStore, network_hash, write_atomically
+from vla_policy_ros.engines.plans import PlanStore, network_hash
 from vla_policy_ros.engines.tensorrt_layers import network_layers, plan_layers
 from vla_policy_ros.engines.tensorrt_library import Library, list_targets, load_library
 from vla_policy_ros.gpu.driver import find_driver

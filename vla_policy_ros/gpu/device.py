@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
+from vla_policy_ros.core.cache import cache_folder
 from vla_policy_ros.core.engine import DeviceTensor
 from vla_policy_ros.core.errors import GpuError, MissingDependencyError
 from vla_policy_ros.gpu.context import PrimaryContext, driver_call
@@ -14,7 +15,7 @@ from vla_policy_ros.gpu.driver import require_driver
 from vla_policy_ros.gpu.graph import CudaGraph, capture_graph
 from vla_policy_ros.gpu.interfaces import Device, PinnedBuffer, Stream
 from vla_policy_ros.gpu.memory import Buffer, check_copy, count_bytes
-from vla_policy_ros.gpu.nvrtc import KernelCache, cache_folder
+from vla_policy_ros.gpu.nvrtc import KernelCache
 from vla_policy_ros.gpu.objects import (
     CudaEvent,
     CudaKernel,
@@ -77,7 +78,7 @@ class CudaDevice:
         self._name = str(gpu.name())
         self._major, self._minor = gpu.compute_capability()
         self._is_integrated = bool(gpu.get_attribute(attributes.INTEGRATED))
-        self._kernels = KernelCache(cache_folder())
+        self._kernels = KernelCache(cache_folder('kernels'))
         self._context = PrimaryContext(index)
         with self._context:
             self._fill_stream: CudaStream | None = CudaStream(self._context)

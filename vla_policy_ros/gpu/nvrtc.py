@@ -4,26 +4,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from vla_policy_ros.core.cache import write_atomically
 from vla_policy_ros.core.errors import GpuError
 
 _INCLUDE = re.compile(r'^#include "(\w+\.h)"', re.MULTILINE)
 # No fast math: the same numbers as on the CPU count for more than the last microsecond.
 _OPTIONS = ('--std=c++17',)
 _DIGEST_BYTES = hashlib.sha256().digest_size
-
-
-def cache_folder() -> Path:
-    """Return where compiled kernels are kept: `vla_policy_ros/kernels` in the user's cache folder."""
-    base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-    return Path(base) / 'vla_policy_ros' / 'kernels'
 
 
 def read_kernel(source_name: str) -> tuple[str, dict[str, str]]:
@@ -177,16 +171,6 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, cubin: bytes) -> None:
-    """Store it in one step, so that another process sees all of it or nothing."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f'{path.name}.')
-    except OSError:
-        return
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, 'wb') as file:
-            file.write(hashlib.sha256(cubin).digest() + cubin)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    """Store it, where that can be done."""
+    with suppress(OSError):
+        write_atomically(path, hashlib.sha256(cubin).digest() + cubin)

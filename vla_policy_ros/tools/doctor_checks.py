@@ -113,12 +113,12 @@ def check_machine() -> list[Check]:
 
 def check_caches(plan_folder: Path | None) -> list[Check]:
     """Look at the compiled kernels and the built plans of this user."""
+    from vla_policy_ros.core.cache import cache_folder
     from vla_policy_ros.engines.plans import PlanStore
-    from vla_policy_ros.gpu.nvrtc import cache_folder
 
     plans = PlanStore(plan_folder).folder
     return [
-        _check_folder('kernel cache', cache_folder(), 'start without a kernel compiler'),
+        _check_folder('kernel cache', cache_folder('kernels'), 'start without a kernel compiler'),
         _check_folder('plan folder', plans, 'plans of the TensorRT engines'),
     ]
 
