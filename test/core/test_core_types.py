@@ -13,7 +13,7 @@ from vla_policy_ros.core.errors import (
 from vla_policy_ros.core.frame import Frame
 from vla_policy_ros.core.latency import LatencySummary, LatencyWindow
 from vla_policy_ros.core.observation import Instruction, Observation
-from vla_policy_ros.core.specs import Column, TensorSpec
+from vla_policy_ros.core.specs import Column, ColumnKind, TensorSpec
 
 COLUMNS = (Column('a', 'rad'), Column('b', 'm'))
 
@@ -128,3 +128,17 @@ def test_clocks():
     assert clock.now_ns() == 3
     monotonic = MonotonicClock()
     assert monotonic.now_ns() <= monotonic.now_ns()
+
+
+@pytest.mark.parametrize(
+    ('kind', 'unit', 'turn'),
+    [
+        (ColumnKind.ANGLE, 'rad', 2 * np.pi),
+        (ColumnKind.ANGLE, '', 2 * np.pi),
+        (ColumnKind.ANGLE, 'deg', 360.0),
+        (ColumnKind.ANGLE, 'degrees', 360.0),
+        (ColumnKind.LINEAR, 'deg', 0.0),
+    ],
+)
+def test_a_turn_is_told_in_the_unit_of_the_column(kind, unit, turn):
+    assert Column('wrist', unit, kind).turn == turn

@@ -10,7 +10,7 @@ from support.chunk_streams import COLUMNS
 from vla_policy_ros.core.errors import ChunkRejectedError, ConfigurationError
 from vla_policy_ros.core.specs import Column, ColumnKind, Representation
 from vla_policy_ros.execution.grippers import GripperLatch, GripperRule
-from vla_policy_ros.execution.kinds import ColumnMath
+from vla_policy_ros.execution.kinds import ColumnMath, unwrap
 
 ANGLE = Column('wrist', 'rad', ColumnKind.ANGLE)
 GRIPPER = Column('gripper', '1', ColumnKind.GRIPPER)
@@ -247,3 +247,18 @@ def test_thresholds_have_hysteresis():
     position = array(0.0, 0.55)
     latch.apply(position)
     assert position[1] == 0.0
+
+
+def test_degrees_wrap_at_half_a_turn_of_their_own():
+    math = ColumnMath(
+        [Column('wrist', 'deg', ColumnKind.ANGLE), Column('elbow', 'rad', ColumnKind.ANGLE)]
+    )
+    difference = math.difference(np.array([170.0, 3.0]), np.array([-170.0, -3.0]))
+    np.testing.assert_allclose(difference, [-20.0, 6.0 - 2 * np.pi])
+
+
+def test_rows_of_angles_come_to_one_branch():
+    rows = np.array([[170.0, 3.0], [-170.0, -3.0], [-150.0, 3.0]])
+    unwrapped = unwrap(rows, np.array([360.0, 2 * np.pi]))
+    np.testing.assert_allclose(unwrapped, [[170, 3], [190, 2 * np.pi - 3], [210, 3]])
+    np.testing.assert_array_equal(unwrap(rows[:1], np.array([360.0, 2 * np.pi])), rows[:1])

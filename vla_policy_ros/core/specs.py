@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -73,6 +74,13 @@ class Column:
     unit: str
     kind: ColumnKind = ColumnKind.LINEAR
     representation: Representation = Representation.ABSOLUTE
+
+    @property
+    def turn(self) -> float:
+        """A full turn of an angle, in its unit; 0 for every other kind."""
+        if self.kind is not ColumnKind.ANGLE:
+            return 0.0
+        return 360.0 if self.unit.startswith('deg') else math.tau
 
 
 @dataclass(frozen=True, slots=True)

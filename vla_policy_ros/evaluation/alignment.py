@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from vla_policy_ros.core.specs import Array, Column, ColumnKind
+from vla_policy_ros.core.specs import Array, Column
 from vla_policy_ros.evaluation.recording import ChunkRecording
 
 _SLACK = 0.01  # share of a step by which two time lines may differ: 1/30 s is no whole number of nanoseconds
@@ -117,9 +116,8 @@ def wrap(differences: Array, columns: Sequence[Column]) -> Array:
     """Return (..., C) differences, a copy, with angles brought into half a turn to either side."""
     wrapped = differences.astype(np.float64)
     for index, column in enumerate(columns):
-        if column.kind is ColumnKind.ANGLE:
-            turn = 360.0 if column.unit == 'deg' else math.tau
-            wrapped[..., index] -= turn * np.round(wrapped[..., index] / turn)
+        if column.turn:
+            wrapped[..., index] -= column.turn * np.round(wrapped[..., index] / column.turn)
     return wrapped
 
 

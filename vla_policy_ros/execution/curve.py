@@ -10,7 +10,7 @@ import numpy as np
 from vla_policy_ros.core.chunk import ActionChunk
 from vla_policy_ros.core.errors import ChunkRejectedError
 from vla_policy_ros.core.specs import Array
-from vla_policy_ros.execution.kinds import ColumnMath
+from vla_policy_ros.execution.kinds import ColumnMath, unwrap
 from vla_policy_ros.execution.rotations import ARRAYS, conjugate, logarithm, multiply
 
 # Per quaternion: half the turn to the next row, this row, and the quaternion at a right angle to it on the way there.
@@ -156,7 +156,7 @@ def _missing_anchor(chunk: ActionChunk) -> ChunkRejectedError:
 def _unwrap(rows: Array, math: ColumnMath) -> Array:
     """Bring angles to one branch and quaternions to one sign, in place."""
     is_angle = math.is_angle
-    rows[:, is_angle] = np.unwrap(rows[:, is_angle], axis=0)
+    rows[:, is_angle] = unwrap(rows[:, is_angle], math.turn[is_angle])
     for first in math.quaternions:
         place = slice(first, first + 4)
         dots = np.einsum('kj,kj->k', rows[1:, place], rows[:-1, place])

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -25,7 +24,6 @@ from vla_policy_ros.execution.rotations import (
     to_angular_velocity,
 )
 
-_TURN = 2.0 * math.pi
 # A quaternion shorter than this has no direction to speak of.
 _SHORTEST = 1e-3
 
@@ -49,6 +47,7 @@ class ColumnMath:
         is_continuous: (D,) bool, False for grippers that snap.
         is_smooth: (D,) bool, True for linear columns and angles: their curves are cubic.
         is_angle: (D,) bool, True for angles.
+        turn: (D,) a full turn of an angle in its unit, 0 for the others.
         is_delta: (D,) bool, True where rows are steps from the row before.
 
     Raises:
@@ -71,13 +70,18 @@ class ColumnMath:
         )
         self._is_position = ~self._is_one_of(ColumnKind.TWIST)
         self.is_angle = self._is_one_of(ColumnKind.ANGLE)
-        self._turns_per_unit = self.is_angle / _TURN if self.is_angle.any() else None
+        self.turn = np.array([column.turn for column in self.columns])
+        self._turns_per_unit = (
+            np.divide(1.0, self.turn, out=np.zeros_like(self.turn), where=self.is_angle)
+            if self.is_angle.any()
+            else None
+        )
 
     def difference(self, a: Array, b: Array, *, out: Array | None = None) -> Array:
-        """Return a minus b, angles in [-pi, pi); `out` must be neither of them."""
+        """Return a minus b, angles within half a turn; `out` must be neither of them."""
         result: Array = np.subtract(a, b, out=out)
         if self._turns_per_unit is not None:
-            result -= _TURN * np.floor(result * self._turns_per_unit + 0.5)
+            result -= self.turn * np.floor(result * self._turns_per_unit + 0.5)
         for first in self.quaternions:
             turn = multiply(_read(a, first, 4), conjugate(_read(b, first, 4)))
             _write(result, first, (*logarithm(turn, _functions(result)), 0.0))
@@ -264,3 +268,16 @@ def _find_quaternions(columns: Sequence[Column]) -> tuple[int, ...]:
             code='bad_quaternion',
         )
     return firsts
+
+
+def unwrap(angles: Array, turn: Array) -> Array:
+    """Return (K, A) angles on one branch each: no two rows are more than half a turn apart.
+
+    Args:
+        angles: Rows of angles.
+        turn: (A,) a full turn of each, in its unit.
+    """
+    steps = np.diff(angles, axis=0)
+    unwrapped: Array = angles.copy()
+    unwrapped[1:] -= turn * np.cumsum(np.floor(steps / turn + 0.5), axis=0)
+    return unwrapped

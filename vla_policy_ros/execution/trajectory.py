@@ -22,6 +22,7 @@ import numpy as np
 
 from vla_policy_ros.core.errors import ChunkRejectedError, ConfigurationError
 from vla_policy_ros.core.specs import Array, Column, ColumnKind
+from vla_policy_ros.execution.kinds import unwrap
 from vla_policy_ros.execution.limits import JointLimits
 from vla_policy_ros.execution.trajectory_points import CurveLike, TrajectoryPoints, sample
 
@@ -89,6 +90,7 @@ class JointGroup:
     names: tuple[str, ...] = field(init=False)
     index: Array = field(init=False)
     is_angle: Array = field(init=False)
+    turn: Array = field(init=False)
     is_gripper: Array = field(init=False)
 
     def __post_init__(self) -> None:
@@ -116,6 +118,7 @@ class JointGroup:
         object.__setattr__(self, 'names', tuple(self.joints.values()))
         object.__setattr__(self, 'index', index)
         object.__setattr__(self, 'is_angle', np.array([k is ColumnKind.ANGLE for k in kinds]))
+        object.__setattr__(self, 'turn', np.array([self.columns[i].turn for i in index]))
         object.__setattr__(self, 'is_gripper', np.array([k is ColumnKind.GRIPPER for k in kinds]))
 
     def sample(self, source: CurveLike, times_ns: Array) -> tuple[Array, Array]:
@@ -185,7 +188,7 @@ def make_trajectory(
     positions, velocities = (
         np.concatenate([old, new[1:]]) for old, new in zip(before, after, strict=True)
     )
-    positions[:, group.is_angle] = np.unwrap(positions[:, group.is_angle], axis=0)
+    positions[:, group.is_angle] = unwrap(positions[:, group.is_angle], group.turn[group.is_angle])
     points = TrajectoryPoints(
         names=group.names,
         times_ns=np.concatenate([before_ns, rows_ns]),
@@ -237,14 +240,15 @@ def _join(
 ) -> None:
     """Add the fading offset to the source's rows; row 0 of `after` is the source at the join."""
     offset, slope = (old[-1] - new[0] for old, new in zip(before, after, strict=True))
-    offset[group.is_angle] = np.remainder(offset[group.is_angle] + np.pi, 2 * np.pi) - np.pi
+    turn = group.turn[group.is_angle]
+    offset[group.is_angle] = np.remainder(offset[group.is_angle] + turn / 2, turn) - turn / 2
     fade_s = _fade_time_s(np.abs(offset), np.abs(slope), group, blend_s=settings.blend_ns / 1e9)
     share = np.minimum(elapsed_s[:, None] / fade_s, 1.0)
-    turn = np.where(group.is_gripper, 0.0, slope * fade_s)
+    run = np.where(group.is_gripper, 0.0, slope * fade_s)
     jump = np.where(group.is_gripper, 0.0, offset)
     rest = 1.0 - share
-    after[0][1:] += rest**2 * (jump * (1 + 2 * share) + turn * share)
-    after[1][1:] += rest * (turn * (1 - 3 * share) - 6 * jump * share) / fade_s
+    after[0][1:] += rest**2 * (jump * (1 + 2 * share) + run * share)
+    after[1][1:] += rest * (run * (1 - 3 * share) - 6 * jump * share) / fade_s
 
 
 def _calm_grippers(points: TrajectoryPoints, first: int, group: JointGroup) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -122,7 +121,7 @@ class JointInput:
         self.columns = np.array([places[name] for name in names or places], np.intp)
         own = [state[index] for index in self.columns]
         self._selector = JointSelector([column.name for column in own], rename=rename)
-        self._periods = np.array([_period(column) for column in own], np.float32)
+        self._periods = np.array([column.turn for column in own], np.float32)
         self._is_quaternion = np.array([c.kind is ColumnKind.QUATERNION for c in own], np.bool_)
 
     def read(self, names: Sequence[str], positions: Sequence[float] | Array) -> JointSample:
@@ -187,9 +186,3 @@ class ObservationBuilder:
             for row, arrived in zip(state, samples[stream], strict=True):
                 row[joints.columns] = arrived.sample.values
         return state
-
-
-def _period(column: Column) -> float:
-    if column.kind is not ColumnKind.ANGLE:
-        return 0.0
-    return 360.0 if column.unit.startswith('deg') else 2 * math.pi
