@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from support.device_images import DeviceImages, make_frame, make_image, run_on_cpu
 from support.host_device import HostDevice
 
+from vla_policy_ros.bundle.geometry import Resize
 from vla_policy_ros.bundle.manifest import Camera
 from vla_policy_ros.core.errors import ImageError
 from vla_policy_ros.core.frame import COMPRESSED_ENCODINGS, Frame
-from vla_policy_ros.gpu.limits import DEVICE_DECODE_LIMIT, DEVICE_RESIZE_LIMITS
+from vla_policy_ros.gpu.limits import DEVICE_DECODE_LIMIT, DEVICE_RESIZE_LIMITS, resize_limit
 from vla_policy_ros.gpu.pixels import DEVICE_ENCODINGS
 from vla_policy_ros.gpu.preprocess import MAX_JOBS, DevicePreprocessor
 from vla_policy_ros.preprocess.decode import ENCODINGS
@@ -64,9 +65,9 @@ def resize(rule, height, width, **settings):
 
 def limit_of(rule):
     library, filter_, antialias = rule
-    return DEVICE_RESIZE_LIMITS['pil' if library == 'torchvision' and antialias else library][
-        filter_
-    ]
+    return resize_limit(
+        Resize(height=1, width=1, library=library, filter=filter_, antialias=antialias)
+    )
 
 
 def make_camera(*geometry, name='front', **settings):

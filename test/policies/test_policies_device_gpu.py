@@ -8,13 +8,10 @@ import cv2
 import numpy as np
 import pytest
 from contracts.policy_contract import PolicyContract
-from support.bundles import write_direct_bundle, write_flow_bundle
 from support.device_bundles import (
+    BUNDLES,
     noisy_observation,
     write_bfloat16_bundle,
-    write_diffusion_bundle,
-    write_half_bundle,
-    write_pair_bundle,
 )
 
 from vla_policy_ros.bundle.bundle import load_bundle
@@ -32,15 +29,6 @@ from vla_policy_ros.sample import sample_bundle_path
 
 pytestmark = pytest.mark.gpu
 
-BUNDLES = {
-    'direct': lambda folder: write_direct_bundle(folder, words=True, history=2),
-    'half': write_half_bundle,
-    'pair': write_pair_bundle,
-    'flow': write_flow_bundle,
-    'ddim': lambda folder: write_diffusion_bundle(folder, 'ddim'),
-    'ddpm': lambda folder: write_diffusion_bundle(folder, 'ddpm'),
-    'sample': lambda _: load_bundle(sample_bundle_path()),
-}
 LIMIT = ACCURACY_LIMITS['fp32']
 NUM_FRAMES = 1000
 

@@ -12,37 +12,22 @@ from support.bundles import (
     CAMERA,
     make_frame,
     make_observation,
-    write_direct_bundle,
-    write_flow_bundle,
 )
 from support.device_bundles import (
+    BUNDLES,
     noisy_observation,
     write_bfloat16_bundle,
-    write_diffusion_bundle,
-    write_half_bundle,
-    write_pair_bundle,
 )
 from support.device_engines import DeviceEngines, ReferenceNetwork
 from support.host_device import HostDevice
 from support.lazy_device import LazyDevice
 
-from vla_policy_ros.bundle.bundle import load_bundle
 from vla_policy_ros.bundle.noise import DEVICE_LIMIT
 from vla_policy_ros.bundle.probe import check_probe
 from vla_policy_ros.core.errors import EngineError, GpuError, ImageError, StateError
 from vla_policy_ros.engines.settings import EngineSettings
 from vla_policy_ros.policies.engine_policy import EnginePolicy
-from vla_policy_ros.sample import sample_bundle_path
 
-BUNDLES = {
-    'direct': lambda folder: write_direct_bundle(folder, words=True, history=2),
-    'half': write_half_bundle,
-    'pair': write_pair_bundle,
-    'flow': write_flow_bundle,
-    'ddim': lambda folder: write_diffusion_bundle(folder, 'ddim'),
-    'ddpm': lambda folder: write_diffusion_bundle(folder, 'ddpm'),
-    'sample': lambda _: load_bundle(sample_bundle_path()),
-}
 GROWTH = ('allocations', 'pinned_allocations')
 
 

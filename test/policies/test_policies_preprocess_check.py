@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 from support.bundles import write_direct_bundle
-from support.device_bundles import write_half_bundle, write_pair_bundle
+from support.device_bundles import BUNDLES
 from support.device_engines import DeviceEngines
 from support.host_device import HostDevice
 
@@ -16,13 +16,6 @@ from vla_policy_ros.policies.engine_policy import EnginePolicy
 from vla_policy_ros.policies.preprocess_check import check_preprocessing
 from vla_policy_ros.preprocess.camera import CameraPreprocessor
 from vla_policy_ros.sample import sample_bundle_path
-
-BUNDLES = {
-    'direct': write_direct_bundle,
-    'half': write_half_bundle,
-    'pair': write_pair_bundle,
-    'sample': lambda _: load_bundle(sample_bundle_path()),
-}
 
 
 @pytest.fixture

@@ -14,14 +14,17 @@ from support.bundles import (
     direct_manifest,
     flow_manifest,
     save_model,
+    write_direct_bundle,
     write_direct_files,
     write_flow_bundle,
     write_flow_files,
 )
 
+from vla_policy_ros.bundle.bundle import load_bundle
 from vla_policy_ros.bundle.writer import write_bundle
 from vla_policy_ros.core.frame import Frame
 from vla_policy_ros.policies.inputs import example_observation
+from vla_policy_ros.sample import sample_bundle_path
 
 _SOURCE_SIZE = (24, 32)
 PAIR = ('front', 'wrist')
@@ -131,3 +134,15 @@ def noisy_observation(bundle, *, stamp_ns=1_000_000_000, seed=0):
 def _size(bundle, name):
     camera = next(c for c in bundle.manifest.cameras if c.name == name)
     return tuple(max(size, edge) for size, edge in zip(_SOURCE_SIZE, camera.size, strict=True))
+
+
+BUNDLES = {
+    'direct': lambda folder: write_direct_bundle(folder, words=True, history=2),
+    'half': write_half_bundle,
+    'pair': write_pair_bundle,
+    'flow': write_flow_bundle,
+    'ddim': lambda folder: write_diffusion_bundle(folder, 'ddim'),
+    'ddpm': lambda folder: write_diffusion_bundle(folder, 'ddpm'),
+    'sample': lambda _: load_bundle(sample_bundle_path()),
+}
+"""Name to what writes the bundle into a folder: one of every kind."""

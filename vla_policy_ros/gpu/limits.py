@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from vla_policy_ros.bundle.geometry import Resize
+
 DEVICE_RESIZE_LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
         'pil': {'nearest': 0, 'bilinear': 0, 'bicubic': 0},
@@ -21,3 +23,9 @@ for bicubic in its builds with Intel's library; torchvision's bicubic without an
 
 DEVICE_DECODE_LIMIT = 0
 """Largest difference in levels of any encoding that is not compressed."""
+
+
+def resize_limit(rule: Resize) -> int:
+    """Return the largest difference of one resize in levels."""
+    is_antialiased = rule.library == 'torchvision' and rule.antialias
+    return DEVICE_RESIZE_LIMITS['pil' if is_antialiased else rule.library][rule.filter]

@@ -6,27 +6,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from types import MappingProxyType
 
 import numpy as np
 
-from vla_policy_ros.bundle.geometry import GeometryStep, Resize
+from vla_policy_ros.bundle.geometry import Resize
 from vla_policy_ros.bundle.manifest import Camera
 from vla_policy_ros.core.errors import GpuError, ImageError
 from vla_policy_ros.core.frame import Frame
 from vla_policy_ros.core.specs import Array
 from vla_policy_ros.gpu.interfaces import Device
-from vla_policy_ros.gpu.limits import DEVICE_RESIZE_LIMITS
+from vla_policy_ros.gpu.limits import resize_limit
 from vla_policy_ros.gpu.preprocess import DevicePreprocessor, ImageJob
 from vla_policy_ros.policies.inputs import least_source_size
 from vla_policy_ros.preprocess.camera import CameraPreprocessor, make_tables
+from vla_policy_ros.preprocess.decode import bytes_shape
 from vla_policy_ros.preprocess.geometry import GeometryPlan
 
 _USUAL_SIZE = (480, 640)
-# One encoding of every decoder, with its bytes per pixel; nv12 has half as many rows of chroma below.
-_PIXEL_BYTES = MappingProxyType(
-    {'rgb8': 3, 'bgra8': 4, 'mono8': 1, 'yuyv': 2, 'nv12': 1, 'bayer_rggb8': 1, 'rgb16': 6}
-)
+_ENCODINGS = ('rgb8', 'bgra8', 'mono8', 'yuyv', 'nv12', 'bayer_rggb8', 'rgb16')
+"""One of every decoder."""
 _EVEN_ONLY = ('yuyv', 'nv12')
 
 
@@ -45,8 +43,9 @@ def check_preprocessing(device: Device, camera: Camera) -> None:
     expected = np.empty(reference.image_shape, reference.dtype)
     limit = _limit(camera)
     with ExitStack() as undo:
-        run = _runner(device, camera, math.prod(size) * max(_PIXEL_BYTES.values()), undo)
-        for encoding in _PIXEL_BYTES:
+        largest = max(math.prod(bytes_shape(encoding, *size)) for encoding in _ENCODINGS)
+        run = _runner(device, camera, largest, undo)
+        for encoding in _ENCODINGS:
             if encoding in _EVEN_ONLY and any(edge % 2 for edge in size):
                 continue
             frame = _noise(camera.name, encoding, size)
@@ -99,28 +98,19 @@ def _source_size(camera: Camera) -> tuple[int, int]:
 
 
 def _noise(name: str, encoding: str, size: tuple[int, int]) -> Frame:
-    height, width = size
-    rows = height * 3 // 2 if encoding == 'nv12' else height
-    step_bytes = width * _PIXEL_BYTES[encoding]
-    data = np.random.default_rng(0).integers(0, 256, rows * step_bytes, np.uint8)
-    return Frame(name, 0, encoding, height, width, step_bytes, data)
+    shape = bytes_shape(encoding, *size)
+    data = np.random.default_rng(0).integers(0, 256, math.prod(shape), np.uint8)
+    return Frame(name, 0, encoding, *size, math.prod(shape[1:]), data)
 
 
 def _limit(camera: Camera) -> float:
     """Return the greatest difference in the tensor's unit: levels of the resize rules, times a level's value."""
-    levels = sum(_levels(step) for step in camera.geometry)
+    levels = sum(resize_limit(step) for step in camera.geometry if isinstance(step, Resize))
     if camera.dtype == 'uint8':
         return float(levels)
     tables = make_tables(camera)
     values = tables if tables.dtype != np.uint16 else tables.view(camera.dtype)
     return levels * float(np.abs(np.diff(values.astype(np.float64), axis=-1)).max())
-
-
-def _levels(step: GeometryStep) -> int:
-    if not isinstance(step, Resize):
-        return 0
-    is_antialiased = step.library == 'torchvision' and step.antialias
-    return DEVICE_RESIZE_LIMITS['pil' if is_antialiased else step.library][step.filter]
 
 
 def _compare(camera: Camera, encoding: str, found: Array, expected: Array, limit: float) -> None:

@@ -131,19 +131,19 @@ def _copy(image: Array, out: Array) -> Array:
     return out
 
 
-def _shape(frame: Frame) -> tuple[int, ...]:
-    """Return the shape of the bytes: (rows, columns) or (rows, columns, bytes per pixel)."""
-    if frame.encoding in _SEMI_PLANAR:
-        return frame.height * 3 // 2, frame.width
-    if frame.encoding in _DEEP:
-        return frame.height, frame.width, 2 * _DEEP[frame.encoding][0]
-    pixel_bytes = 3 if frame.encoding == 'rgb8' else _PACKED[frame.encoding][0]
-    return (frame.height, frame.width, pixel_bytes)[: 2 if pixel_bytes == 1 else 3]
+def bytes_shape(encoding: str, height: int, width: int) -> tuple[int, ...]:
+    """Return the shape of an uncompressed image's bytes: (rows, columns) or (rows, columns, bytes per pixel)."""
+    if encoding in _SEMI_PLANAR:
+        return height * 3 // 2, width
+    if encoding in _DEEP:
+        return height, width, 2 * _DEEP[encoding][0]
+    pixel_bytes = 3 if encoding == 'rgb8' else _PACKED[encoding][0]
+    return (height, width, pixel_bytes)[: 2 if pixel_bytes == 1 else 3]
 
 
 def _rows(frame: Frame) -> Array:
     """Return a view of the frame's bytes with its row stride."""
-    shape = _shape(frame)
+    shape = bytes_shape(frame.encoding, frame.height, frame.width)
     strides = (frame.step_bytes, *((shape[2], 1) if len(shape) == 3 else (1,)))
     rows: Array = np.ndarray(shape, np.uint8, frame.data.data, 0, strides)
     return rows
@@ -168,7 +168,7 @@ def _check_size(frame: Frame, height: int, width: int) -> None:
 
 
 def _check_data(frame: Frame) -> None:
-    rows, *row = _shape(frame)
+    rows, *row = bytes_shape(frame.encoding, frame.height, frame.width)
     row_bytes = math.prod(row)
     if frame.step_bytes < row_bytes:
         raise image_error(
