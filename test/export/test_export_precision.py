@@ -136,6 +136,27 @@ def test_angles_are_computed_in_float32(precision, tmp_path):
     assert np.abs(found - wanted).max() < 0.05
 
 
+def test_divisors_are_computed_in_float32(precision, tmp_path):
+    """Between 1 - time and its division nothing is rounded: 16 bits of a small difference are mostly noise."""
+    nodes = [
+        node('Sub', ['one', 'time'], 'left'),
+        node('Clip', ['left', 'least'], 'divisor'),
+        node('MatMul', ['x', 'weight'], 'way'),
+        node('Div', ['way', 'divisor'], 'velocity'),
+        node('MatMul', ['velocity', 'weight'], 'y'),
+    ]
+    weights = {'one': np.float32(1), 'least': np.float32(1e-3)}
+    weights['weight'] = draw(WIDTH, WIDTH, scale=0.2)
+    inputs = [('time', 'FLOAT', (1,)), ('x', 'FLOAT', (2, WIDTH))]
+    source = save_chain(tmp_path / 'in.onnx', nodes, weights, inputs)
+    out = tmp_path / 'out.onnx'
+    report = convert_precision(source, out, precision)
+    assert set(kept(report)) == {'left', 'divisor', 'velocity'}
+    feed = {'time': np.array([0.997], np.float32), 'x': draw(2, WIDTH)}
+    (wanted,), (found,) = run_onnx(source, feed), evaluate(out, feed, precision)
+    assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
 def test_constants_out_of_range_keep_their_node(tmp_path):
     nodes = [
         node('Where', ['is_free', 'x', 'lowest'], 'masked'),

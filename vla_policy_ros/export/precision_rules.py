@@ -6,6 +6,8 @@ A node gains from float32 only where its operands or its inner values leave what
 - operators whose results span many orders of magnitude, or that add up many numbers (`_DELICATE`);
 - what computes the argument of a sine or cosine, such as positions times frequencies: an angle of 1000 rad has no
   correct digit in bfloat16;
+- a division by a computed value, and what computes the divisor: near zero its rounding is all there is of it, as in
+  the `1 - time` of a flow-matching head that predicts the end of the way;
 - arithmetic of a mean, a sum or what was made of it with the tensor it normalises (layer norms that were exported as
   single operators);
 - simple operators whose computed inputs are all float32 already: going to 16 bits in between would gain nothing;
@@ -176,7 +178,7 @@ def choose_wide_nodes(
         slots: Constraints of each node.
         low: The 16-bit type.
     """
-    wide = _arguments_of_periodic(nodes, floats, weights)
+    wide = _sensitive_arguments(nodes, floats, weights)
     wide_tensors: set[str] = set()
     statistics: set[str] = set()
     for index, node in enumerate(nodes):
@@ -189,6 +191,7 @@ def choose_wide_nodes(
         reason = (
             wide.get(index)
             or _own_reason(node, slots[index], floats, low)
+            or _divisor_reason(node, weights)
             or next((weights[name] for name in inputs if weights.get(name)), '')
             or _inherited_reason(node, computed, wide_tensors, statistics)
         )
@@ -232,24 +235,34 @@ def _inherited_reason(
     return ''
 
 
-def _arguments_of_periodic(
+def _divisor_reason(node: Any, weights: Mapping[str, str]) -> str:
+    """Return that a node divides by something that is computed."""
+    is_computed = node.op_type == 'Div' and node.input[1] not in weights
+    return 'divides by a computed value' if is_computed else ''
+
+
+def _sensitive_arguments(
     nodes: Sequence[Any], floats: set[str], weights: Mapping[str, str]
 ) -> dict[int, str]:
-    """Return the nodes whose results go into sines and cosines only."""
-    users: dict[str, list[int]] = defaultdict(list)
+    """Return the nodes whose results go into sines, cosines and divisors only."""
+    readers: dict[str, list[str]] = defaultdict(
+        list
+    )  # of a tensor: what each needs all digits for
     wide: dict[int, str] = {}
-    for index, node in enumerate(nodes):
-        for name in node.input:
-            if name not in weights:
-                users[name].append(index)
     for index in reversed(range(len(nodes))):
         node = nodes[index]
         results = [name for name in node.output if name in floats]
-        readers = [reader for name in results for reader in users[name]]
-        if (
-            node.op_type in _SIMPLE | _PRODUCTS
-            and readers
-            and all(r in wide or nodes[r].op_type in _PERIODIC for r in readers)
-        ):
-            wide[index] = 'argument of a sine or cosine'
+        found = [reader for name in results for reader in readers[name]]
+        if node.op_type in _SIMPLE | _PRODUCTS and found and all(found):
+            wide[index] = found[0]
+        for place, name in enumerate(node.input):
+            if name not in weights:
+                readers[name].append(wide.get(index, '') or _argument(node, place))
     return wide
+
+
+def _argument(node: Any, place: int) -> str:
+    """Return for what a node needs all digits of its input, or an empty text."""
+    if node.op_type in _PERIODIC:
+        return 'argument of a sine or cosine'
+    return 'divisor' if node.op_type == 'Div' and place == 1 else ''
