@@ -9,7 +9,8 @@ Contenders:  eager:FORM  compile:FORM  graph:FORM        PyTorch in fp16: eager,
              trt:FORM:PRECISION                          TensorRT, each as enqueues from the host and in one CUDA graph
              triton:PRECISION[+pdl][+tune]               models/triton_head.py in one CUDA graph
              policy:FORM:PRECISION                       this package's policy: a bundle, TensorRT, its own CUDA graph
-Forms:       plain hoisted rows48 rows64 heads64 both64 (see models/action_head.py)     precisions: bf16 fp16 fp8 fp8t
+Forms:       plain hoisted rows48 rows64 heads64 both64 split2 split4 (see models/action_head.py)
+Precisions:  bf16 fp16 fp8 fp8t
 
 Usage: benchmarks/action_head.py [--layers 32] [--level 3] [--chunks 200] [--contenders NAME…] [--profile] [--json FILE]
 """
@@ -66,6 +67,8 @@ FORMS = {
     'rows64': {'rows': 64},
     'heads64': {'head_channels': 64},
     'both64': {'rows': 64, 'head_channels': 64},
+    'split2': {'splits': 2},
+    'split4': {'splits': 4},
 }
 TYPES = {
     'bf16': torch.bfloat16,
@@ -217,7 +220,7 @@ class Bench:
 
         contender = Contender(run, sample, traffic)
         contender.facts = {'plan_mb': plan.stat().st_size / 1e6, **seconds}
-        contender.held = networks
+        contender.held = [*networks]  # a list of its own: capture adds to it
         contender.more['enqueues'] = run
         capture(contender)
         if self.profile:

@@ -9,7 +9,8 @@ whose scale and shift come from the time step, and a GELU feed-forward of four t
               all (few, known) time steps in a table made at export; query, key and value in one product
 
 The hoisted form may be padded: token rows (41 to 48 or 64, the extra ones are never attended to) and channels per head
-(48 to 64, with zeros), which changes no output and lets a library choose other kernels.
+(48 to 64, with zeros), which changes no output and lets a library choose other kernels. Or its products with few output
+columns are split along their sum into a batch of smaller ones, so that more of the GPU reads weights.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class HeadShape:
     """Token rows of the hoisted form; 0 for no padding."""
     head_channels: int = 0
     """Channels per head of the hoisted form; 0 for no padding."""
+    splits: int = 1
+    """Parts into which the hoisted form splits the sum of a product back to the width."""
 
     @property
     def tokens(self) -> int:
@@ -77,6 +80,23 @@ class Product(nn.Module):
         if self.is_watched:
             self.peak = max(self.peak, float(x.abs().max()))
         return x @ self.weight + self.bias
+
+
+class SplitProduct(nn.Module):
+    """The same as a product of the same weights, as a batch of products over parts of the sum."""
+
+    def __init__(self, product: Product, splits: int) -> None:
+        super().__init__()
+        width_in, width_out = product.weight.shape
+        parts = product.weight.reshape(splits, width_in // splits, width_out)
+        self.weight = nn.Parameter(parts, requires_grad=False)
+        self.bias = product.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply and add (1, rows, in)."""
+        rows, splits = int(x.shape[1]), int(self.weight.shape[0])
+        parts = x.reshape(rows, splits, -1).transpose(0, 1)
+        return (parts @ self.weight).sum(dim=0, keepdim=True) + self.bias
 
 
 class Mlp(nn.Module):
@@ -220,11 +240,12 @@ class HoistedStep(nn.Module):
     def __init__(self, head: ActionHead) -> None:
         super().__init__()
         self.head, self.shape = head, head.shape
-        self.qkv, self.output = nn.ModuleList(), nn.ModuleList()
+        self.qkv, self.output, self.down = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for block in head.blocks:
             parts = [block.query] if block.is_cross else [block.query, block.key, block.value]
             self.qkv.append(join([pad_heads(part, head.shape) for part in parts]))
-            self.output.append(pad_output(block.output, head.shape))
+            self.output.append(split_sum(pad_output(block.output, head.shape), head.shape))
+            self.down.append(split_sum(block.down, head.shape))
         scales, waves = modulation_tables(head)
         self.scales = nn.Parameter(scales, requires_grad=False)
         self.waves = nn.Parameter(waves, requires_grad=False)
@@ -254,7 +275,7 @@ class HoistedStep(nn.Module):
                 key, value = key[:, :, : shape.tokens], value[:, :, : shape.tokens]
             hidden = hidden + self.output[index_](attend(query, key, value, shape.head_size))
             rows = normalize(hidden)
-            hidden = hidden + block.down(gelu(block.up(rows)))
+            hidden = hidden + self.down[index_](gelu(block.up(rows)))
         return self.head.decode(hidden, scales[-1, 0], scales[-1, 1])
 
 
@@ -350,6 +371,11 @@ def pad_output(product: Product, shape: HeadShape) -> Product:
     )
     padded.bias = product.bias
     return padded
+
+
+def split_sum(product: Product, shape: HeadShape) -> nn.Module:
+    """Return the product in as many parts as the shape asks for."""
+    return SplitProduct(product, shape.splits) if shape.splits > 1 else product
 
 
 def modulation_tables(head: ActionHead) -> tuple[Tensor, Tensor]:

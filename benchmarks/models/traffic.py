@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from models.action_head import HoistedStep, Product
+from models.action_head import HoistedStep, Product, SplitProduct
 from torch import nn
 
 
 def weight_bytes(module: nn.Module) -> int:
     """Return the bytes of the products of a network that one run reads; tables and positions are left out."""
-    products = {id(m): m for m in module.modules() if isinstance(m, Product)}
+    products = {id(m): m for m in module.modules() if isinstance(m, (Product, SplitProduct))}
     skipped = _unused(module)
     return sum(
         m.weight.numel() * m.weight.element_size()
@@ -26,8 +26,8 @@ def _unused(module: nn.Module) -> set[int]:
     gone = [head.state_encoder.first, head.state_encoder.second, head.time_in, head.time_out]
     gone.append(head.last_modulation)
     for block in head.blocks:
-        gone += [block.modulation, block.query, block.key, block.value, block.output]
-    used = {id(m) for part in (module.qkv, module.output) for m in part}
+        gone += [block.modulation, block.query, block.key, block.value, block.output, block.down]
+    used = {id(m) for part in (module.qkv, module.output, module.down) for m in part}
     return {id(m) for m in gone} - used
 
 
