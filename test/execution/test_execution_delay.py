@@ -81,7 +81,8 @@ def test_the_first_chunk_never_enters_the_statistics():
     tracker.restart()
     use(tracker, delay=50, used=200)
     summary = tracker.summary()
-    assert (summary.count, summary.p50_steps, summary.max_steps) == (2, 3.0, 4.0)
+    assert (summary.count, summary.mean_steps, summary.max_steps) == (2, 3.0, 4.0)
+    assert (summary.p50_steps, summary.p95_steps) == (3.0, pytest.approx(3.9))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from support.executors import (
 
 from vla_policy_ros.core.errors import ConfigurationError
 from vla_policy_ros.core.latency import LatencySummary
+from vla_policy_ros.core.observation import Instruction
 from vla_policy_ros.core.specs import Column, ColumnKind, Representation
 from vla_policy_ros.execution.executor import ChunkScheduler
 from vla_policy_ros.execution.limits import ColumnLimits, check_limits
@@ -68,6 +69,18 @@ def test_goes_through_soft_start_to_tracking(bench):
     assert states[-1] == 'tracking'
     assert states.count('soft_start') > 20
     assert_within_limits(bench.commands, ARM, start=start)
+
+
+def test_a_chunk_between_two_ticks_of_a_soft_start_starves_nobody(bench):
+    """Motion time stands still then, and a chunk must not begin after the motion time of the next tick."""
+    bench.measured = np.array([0.4, -0.4])
+    bench.scheduler.arm(bench.now_ns)
+    for _ in range(40):
+        chunk = bench.chunk(observed_ns=bench.now_ns - 60 * MS)
+        bench.scheduler.offer(chunk, bench.now_ns + PERIOD_NS - 1)
+        bench.tick(10)
+    assert bench.told('transition') == ['armed', 'first_chunk', 'reached']
+    assert bench.snapshot().starvations == 0
 
 
 def test_follows_the_chunk_in_time(bench):
@@ -175,6 +188,15 @@ def test_refuses_with_a_cause(bench, changes, cause):
     assert answer.detail
     assert bench.told('refused') == [cause]
     assert bench.snapshot().refused == {cause: 1}
+
+
+def test_armed_for_an_instruction_it_waits_for_a_chunk_of_it(bench):
+    bench.scheduler.arm(bench.now_ns, instruction='wave')
+    assert bench.offer().cause == 'other_instruction'
+    assert bench.tick(5) is None
+    assert bench.offer(instruction=Instruction('wave', 7)).is_accepted
+    assert bench.tick(5) is not None
+    assert bench.offer(instruction=Instruction('point', 8)).is_accepted  # told on the way
 
 
 def test_another_policy_may_be_let_in():

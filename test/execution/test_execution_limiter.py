@@ -136,7 +136,7 @@ def test_no_command_is_ever_outside_a_limit(made, seed):
     share = random.random(len(low))
     low, high = np.where(np.isfinite(low), low, -1), np.where(np.isfinite(high), high, 1)
     start = np.where(limits.is_value, 0.0, low + share * (high - low))
-    limiter.start(start, soft_start_share=random.choice([0.3, 1.0]))
+    limiter.start(start)
     rows = [start]
     for target in wild_targets(seed, limits, 150, period_s):
         command = limiter.step(target)
@@ -392,24 +392,6 @@ def test_stretch_does_not_wait_for_ever_at_the_end_of_a_range():
     assert command.rate == 1.0
     assert command.is_limited.tolist() == [True, False]
     assert 0 < SMALLEST_RATE < 1
-
-
-def test_a_soft_start_is_slow_until_the_first_target_is_met():
-    for mode in ('clamp', 'reject', 'stretch'):
-        limiter, _ = make(mode=mode)
-        limiter.start(np.zeros(1), soft_start_share=0.25)
-        speeds = []
-        while limiter.is_starting:
-            command = limiter.step(goal([1.0]))
-            speeds.append(float(command.velocity[0]))
-            assert (command.cause, command.rate) == ('', 1.0)
-        assert max(speeds) == pytest.approx(0.5)
-        assert command.position[0] == pytest.approx(1.0)
-    limiter, _ = make()
-    limiter.start(np.zeros(1))
-    assert not limiter.is_starting
-    follow(limiter, [goal([3.0])] * 40)
-    assert limiter._command.velocity[0] == pytest.approx(2.0)
 
 
 def test_columns_and_period_must_fit():

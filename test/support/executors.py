@@ -11,6 +11,7 @@ from vla_policy_ros.core.chunk import ActionChunk
 from vla_policy_ros.core.observation import Instruction
 from vla_policy_ros.core.specs import Column, ColumnKind
 from vla_policy_ros.execution.executor import ChunkScheduler
+from vla_policy_ros.execution.kinds import ColumnMath
 from vla_policy_ros.execution.limits import ColumnLimits, check_limits
 from vla_policy_ros.execution.settings import SchedulerSettings
 
@@ -50,9 +51,17 @@ class Kept:
     instruction_id: int
 
 
-def make_limits(columns):
-    """Return limits for every column by its kind."""
-    return check_limits(columns, {column.name: _LIMITS[column.kind] for column in columns})
+_JERKY = (ColumnKind.LINEAR, ColumnKind.ANGLE, ColumnKind.TWIST)
+
+
+def make_limits(columns, *, jerk=None):
+    """Return limits for every column by its kind, with a jerk where the kind can have one."""
+    said = {column.name: _LIMITS[column.kind] for column in columns}
+    jerky = {column.name for column in columns if jerk is not None and column.kind in _JERKY}
+    return check_limits(
+        columns,
+        {name: replace(own, jerk=jerk) if name in jerky else own for name, own in said.items()},
+    )
 
 
 def make_settings(**changes):
@@ -68,12 +77,15 @@ class Bench:
 
     Args:
         columns: Columns of the action.
+        jerk: Jerk limit of positions, angles and twists; None: there is none.
         changes: Settings that differ.
     """
 
-    def __init__(self, columns=ARM, **changes):
+    def __init__(self, columns=ARM, *, jerk=None, **changes):
         self.columns = columns
-        self.scheduler = ChunkScheduler(columns, make_settings(**changes), make_limits(columns))
+        self.jerk = jerk
+        limits = make_limits(columns, jerk=jerk)
+        self.scheduler = ChunkScheduler(columns, make_settings(**changes), limits)
         self.now_ns = START_NS
         self.sequence = 0
         self.commands = []
@@ -155,16 +167,25 @@ class Bench:
         return [event.cause for event in self.events if event.kind.value == kind]
 
 
-def assert_within_limits(commands, columns, *, start=None):
-    """Check positions, velocities and accelerations of commands that follow each other, by their differences."""
-    limits = make_limits(columns)
-    smallest, largest, first, second, _ = limits.orders()
-    positions = np.array([command.position for command in commands])
+def assert_within_limits(commands, columns, *, start=None, jerk=None):
+    """Check commands that follow each other by their differences; turns of a pose by their angle."""
+    limits = make_limits(columns, jerk=jerk)
+    math = ColumnMath(columns)
+    smallest, largest, *rates = limits.orders()
+    values = np.array([command.position for command in commands])
     if start is not None:
-        positions = np.vstack([start, start, positions])
-    rates = np.diff(positions, axis=0) / (PERIOD_NS * 1e-9)
-    changes = np.diff(rates, axis=0) / (PERIOD_NS * 1e-9)
-    assert (positions >= smallest - 1e-9).all()
-    assert (positions <= largest + 1e-9).all()
-    assert (np.abs(rates) <= first * (1 + 1e-6) + 1e-9).all()
-    assert (np.abs(changes) <= second * (1 + 1e-6) + 1e-6).all()
+        values = np.vstack([start, start, start, values])
+    assert (values >= smallest - 1e-9).all()
+    assert (values <= largest + 1e-9).all()
+    period_s = PERIOD_NS * 1e-9
+    motion = np.diff(values, axis=0)
+    for first in math.quaternions:
+        place = slice(first, first + 4)
+        motion[:, place] = math.difference(values[1:], values[:-1])[:, place]
+    for order, rate in enumerate(rates, 1):
+        motion = motion / period_s if order == 1 else np.diff(motion, axis=0) / period_s
+        sizes = np.abs(motion)
+        for first in math.quaternions:
+            turns = np.linalg.norm(motion[:, first : first + 3], axis=1)
+            sizes[:, first : first + 4] = turns[:, None]
+        assert (sizes <= rate * (1 + 1e-6) + 1e-9 * 1e3 ** (order - 1)).all()

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vla_policy_ros.core.specs import Array
+
 
 @dataclass(frozen=True, slots=True)
 class LatencySummary:
@@ -19,26 +21,38 @@ class LatencySummary:
     max_ms: float
 
 
-class LatencyWindow:
-    """The last `size` durations, in a buffer that is made once. One thread at a time."""
+class Window:
+    """The last `size` numbers, in a buffer that is made once. One thread at a time."""
 
-    def __init__(self, size: int = 1024) -> None:
-        self._values = np.zeros(size, np.int64)
-        self._count = 0
+    def __init__(self, size: int) -> None:
+        self._values = np.zeros(size)
+        self.count = 0
+        """Numbers added since the last clear."""
 
-    def add(self, duration_ns: int) -> None:
-        """Add one duration; the oldest one is dropped when the window is full."""
-        self._values[self._count % len(self._values)] = duration_ns
-        self._count += 1
+    def add(self, value: float) -> None:
+        """Add one number; the oldest one is dropped when the window is full."""
+        self._values[self.count % len(self._values)] = value
+        self.count += 1
 
     def clear(self) -> None:
-        """Forget all durations."""
-        self._count = 0
+        """Forget all numbers."""
+        self.count = 0
+
+    def held(self) -> Array:
+        """Return a view of the numbers that the window holds, in no order."""
+        return self._values[: min(self.count, len(self._values))]
+
+
+class LatencyWindow(Window):
+    """The last `size` durations in nanoseconds."""
+
+    def __init__(self, size: int = 1024) -> None:
+        super().__init__(size)
 
     def summary(self) -> LatencySummary:
         """Return the percentiles of what the window holds; `count` counts all durations since the last clear."""
-        if not self._count:
+        if not self.count:
             return LatencySummary(0, 0.0, 0.0, 0.0, 0.0)
-        held = self._values[: min(self._count, len(self._values))] / 1e6
+        held = self.held() / 1e6
         p50, p95, p99 = (float(value) for value in np.percentile(held, (50, 95, 99)))
-        return LatencySummary(self._count, p50, p95, p99, float(held.max()))
+        return LatencySummary(self.count, p50, p95, p99, float(held.max()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole chunk against the limits, before any of it is used; and the same path in more time."""
+"""A whole chunk against the limits, before any of it is used: refused, bent, or run through more slowly."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import numpy as np
 from vla_policy_ros.core.chunk import ActionChunk
 from vla_policy_ros.core.errors import ChunkRejectedError
 from vla_policy_ros.core.specs import Array, ColumnKind
+from vla_policy_ros.execution.curve import ActionCurve
 from vla_policy_ros.execution.kinds import ColumnMath
+from vla_policy_ros.execution.limiter import MotionLimiter
 from vla_policy_ros.execution.limits import JointLimits
 
 # A float32 value lies this near to the number it stands for, relative to it; differences add up several of them.
 _EPSILON = float(np.finfo(np.float32).eps)
+_MAX_STRETCHES = 40
+_LEAST_STRETCH = 1.01
 _NAMES = ('velocity', 'acceleration', 'jerk')
 
 
@@ -30,7 +34,7 @@ class _Motion:
     first_row: int
 
 
-def check_chunk(chunk: ActionChunk, limits: JointLimits, *, state: Array | None = None) -> None:
+def check_chunk(chunk: ActionChunk, limits: JointLimits) -> None:
     """Refuse a chunk that breaks a limit by more than its float32 values are rounded.
 
     Positions are looked at row by row; velocity, acceleration and jerk as differences of rows, of rotations by their
@@ -40,17 +44,13 @@ def check_chunk(chunk: ActionChunk, limits: JointLimits, *, state: Array | None 
     Args:
         chunk: K rows of D columns.
         limits: Limits of the same columns.
-        state: (D,) where the robot is when the chunk begins: row 0 may be as far away as one step allows; None: not
-            looked at. Values of twists and steps in it are ignored.
 
     Raises:
-        ChunkRejectedError: `wrong_columns`, `position_limit`, `velocity_limit`, `acceleration_limit`, `jerk_limit`,
-            `state_not_finite` or `state_jump`, with column, row, value and limit.
+        ChunkRejectedError: `wrong_columns`, `position_limit`, `velocity_limit`, `acceleration_limit` or `jerk_limit`,
+            with column, row, value and limit.
     """
     _check_columns(chunk, limits)
     _check_positions(chunk, limits)
-    if state is not None:
-        _check_state(chunk, limits, np.asarray(state, np.float64))
     for motion in _motions(chunk, limits):
         excess = motion.values - motion.limit - motion.rounding
         if excess.max(initial=0.0) > 0.0:
@@ -62,64 +62,93 @@ def check_chunk(chunk: ActionChunk, limits: JointLimits, *, state: Array | None 
                 column=column,
                 got=f'{motion.name} {motion.values[row, column]:.6g}',
                 expected=f'at most {motion.limit[column]:.6g}',
-                next_step='Stretch the chunk in time, or check the scale and the step of the actions.',
+                next_step='Check scale and step of the actions, or let the limits clamp or stretch them.',
             )
 
 
 def stretch(chunk: ActionChunk, limits: JointLimits) -> ActionChunk:
-    """Return the same path in so much time that velocity, acceleration and jerk fit; the chunk itself when they do.
+    """Return as much of the same path as fits into the chunk's time at a pace that the limits allow.
 
-    The rows stay, their step grows; twists get smaller by the same factor, so that they go the same way.
+    Rows and step stay, as executors ask for both; twists get smaller by the same factor, so that they go the same way.
+    A chunk that fits is returned itself.
 
     Raises:
-        ChunkRejectedError: `wrong_columns`, or `position_limit`, which no time can mend.
+        ChunkRejectedError: `wrong_columns`; `position_limit`, which no time can mend; or a limit that is broken at
+            every pace.
     """
     _check_columns(chunk, limits)
-    factor = 1.0
-    for order, motion in enumerate(_motions(chunk, limits), 1):
-        excess = np.maximum(motion.values - motion.rounding, 0.0) / motion.limit
-        factor = max(factor, float(excess.max(initial=0.0)) ** (1.0 / order))
-    if factor > 1.0:
-        step_ns = int(np.ceil(chunk.step_ns * factor))
-        is_twist = np.array([column.kind is ColumnKind.TWIST for column in chunk.columns], bool)
-        slower = np.where(is_twist, np.float32(chunk.step_ns / step_ns), np.float32(1.0))
-        chunk = replace(chunk, actions=chunk.actions * slower, step_ns=step_ns)
     _check_positions(chunk, limits)
+    slower, slowness = chunk, 1.0
+    for _ in range(_MAX_STRETCHES):
+        more = _find_slowness(slower, limits)
+        if more == 1.0:
+            return slower
+        slowness *= max(more, _LEAST_STRETCH)
+        slower = _run_through(chunk, slowness)
+    check_chunk(slower, limits)
+    return slower
+
+
+def clamp(chunk: ActionChunk, limits: JointLimits) -> ActionChunk:
+    """Return the chunk that follows a chunk as near as the limits allow, and could always stop; itself when it fits.
+
+    Raises:
+        ChunkRejectedError: `wrong_columns`.
+    """
+    _check_columns(chunk, limits)
+    try:
+        check_chunk(chunk, limits)
+    except ChunkRejectedError:
+        math = ColumnMath(chunk.columns)
+        rows = math.to_unit(chunk.actions)
+        velocities = np.zeros_like(rows)
+        velocities[:-1] = math.difference(rows[1:], rows[:-1]) * (1e9 / chunk.step_ns)
+        velocities[-1] = velocities[max(len(rows) - 2, 0)]
+        limiter = MotionLimiter(limits, math, period_ns=chunk.step_ns)
+        low, high = limits.orders()[:2]
+        bent = [np.minimum(np.maximum(rows[0], low), high)]
+        limiter.start(bent[0], velocity=velocities[0])
+        for row, velocity in zip(rows[1:], velocities[1:], strict=True):
+            bent.append(limiter.step(_Wanted(row, velocity)).position.copy())
+        return replace(chunk, actions=np.array(bent, np.float32))
     return chunk
 
 
-def check_first(
-    measured: Array, target: Array, limits: JointLimits, *, max_jump: float | Array
-) -> str | None:
-    """Return why a robot may not start towards its first target; None when it may.
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    position: Array
+    velocity: Array
 
-    Args:
-        measured: (D,) where the robot is.
-        target: (D,) first target.
-        limits: Limits of the D columns.
-        max_jump: Largest distance between the two, in each column's unit (a rotation's in rad); scalar or (D,). Twists
-            and steps, which have no place, are not looked at.
 
-    Returns:
-        `not_finite`, `measured_outside_limits`, `target_outside_limits` or `too_far`.
-    """
-    measured, target = np.asarray(measured, np.float64), np.asarray(target, np.float64)
-    if not (np.isfinite(measured).all() and np.isfinite(target).all()):
-        return 'not_finite'
-    for name, position in (('measured', measured), ('target', target)):
-        rounding = _EPSILON * np.abs(position)
-        if (_outside(position, limits) > rounding).any():
-            return f'{name}_outside_limits'
-    math = ColumnMath(limits.columns)
-    distance = _lengths(math.difference(target, measured), math)
-    return 'too_far' if (distance > max_jump)[~limits.is_value].any() else None
+def _find_slowness(chunk: ActionChunk, limits: JointLimits) -> float:
+    """Return how many times slower a chunk must run for its rows, were they kept, to fit; 1 when they do."""
+    slowness = 1.0
+    for order, motion in enumerate(_motions(chunk, limits), 1):
+        excess = np.maximum(motion.values - motion.rounding, 0.0) / motion.limit
+        slowness = max(slowness, float(excess.max(initial=0.0)) ** (1.0 / order))
+    return slowness
+
+
+def _run_through(chunk: ActionChunk, slowness: float) -> ActionChunk:
+    """Return the rows of a chunk's path at a slower pace."""
+    math = ColumnMath(chunk.columns)
+    curve = ActionCurve(chunk, math)
+    rows, velocity = np.zeros(chunk.actions.shape), np.zeros(len(chunk.columns))
+    for place, row in enumerate(rows):
+        time_ns = chunk.start_ns + round(place * chunk.step_ns / slowness)
+        curve.evaluate(time_ns, row, velocity)
+    rows[:, [column.kind is ColumnKind.TWIST for column in chunk.columns]] /= slowness
+    return replace(chunk, actions=rows.astype(np.float32))
 
 
 def _motions(chunk: ActionChunk, limits: JointLimits) -> Iterator[_Motion]:
     """Give the derivatives of the motion in order, 0 where the rows do not tell them."""
     math, step_s = ColumnMath(chunk.columns), 1e-9 * chunk.step_ns
     rows = chunk.actions.astype(np.float64)
-    rounding = _EPSILON * np.abs(rows).max(axis=0)
+    sizes = np.abs(rows).max(axis=0)
+    for first in math.quaternions:
+        sizes[first : first + 4] = 1.0  # the rounding of all four enters the angle
+    rounding = _EPSILON * sizes
     is_value = limits.is_value
     is_free = _is_gripper(chunk) & ~is_value
     motion = np.full(rows.shape, np.nan)
@@ -161,36 +190,6 @@ def _check_positions(chunk: ActionChunk, limits: JointLimits) -> None:
             got=f'position {rows[row, column]:.6g}',
             expected=f'{low:.6g} to {high:.6g}',
             next_step='Check the calibration and the unit of the joint.',
-        )
-
-
-def _check_state(chunk: ActionChunk, limits: JointLimits, state: Array) -> None:
-    math, step_s = ColumnMath(chunk.columns), 1e-9 * chunk.step_ns
-    is_checked = ~limits.is_value
-    if not np.isfinite(state[is_checked]).all():
-        raise _refusal(
-            chunk,
-            'state_not_finite',
-            row=0,
-            column=int((is_checked & ~np.isfinite(state)).argmax()),
-            got='a measured state that is not finite',
-            expected='a finite state',
-            next_step='Check the joint states.',
-        )
-    distance = _lengths(math.difference(chunk.actions[0].astype(np.float64), state), math)
-    limit = np.where(is_checked & ~_is_gripper(chunk), limits.velocity * step_s, np.inf)
-    excess = (distance - limit - 2.0 * _EPSILON * np.abs(state))[None]
-    excess[:, ~is_checked] = 0.0
-    if excess.max() > 0.0:
-        _, column = _worst(excess)
-        raise _refusal(
-            chunk,
-            'state_jump',
-            row=0,
-            column=column,
-            got=f'{distance[column]:.6g} away from the measured {state[column]:.6g}',
-            expected=f'at most {limit[column]:.6g}, one step at the velocity limit',
-            next_step='Check stamps and delay: the policy must have seen where the robot is.',
         )
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vla_policy_ros.core.latency import Window
+
 _MAX_SEGMENTS = 1024
 _WINDOW = 256
 
@@ -41,6 +43,11 @@ class ExecutionClock:
     def __init__(self) -> None:
         self._segments: deque[_Segment] = deque(maxlen=_MAX_SEGMENTS)
         self.restart(0)
+
+    @property
+    def now_ns(self) -> int:
+        """Time of the last tick."""
+        return self._now_ns
 
     def restart(self, now_ns: int) -> None:
         """Begin anew: motion time is the time of the clock, and nothing has been executed."""
@@ -84,7 +91,9 @@ class DelaySummary:
     """Delays in steps over the last chunks; all zero before the first one."""
 
     count: int
+    mean_steps: float
     p50_steps: float
+    p95_steps: float
     max_steps: float
 
 
@@ -97,8 +106,7 @@ class DelayTracker:
     """
 
     def __init__(self) -> None:
-        self._steps = np.zeros(_WINDOW)
-        self._count = 0
+        self._steps = Window(_WINDOW)
         self._last_use_ns: int | None = None
 
     def restart(self) -> None:
@@ -121,8 +129,7 @@ class DelayTracker:
             return None
         delay = (used_ns - observed_ns) / step_ns
         executed = (used_ns - last_ns) / step_ns
-        self._steps[self._count % _WINDOW] = delay
-        self._count += 1
+        self._steps.add(delay)
         told = f'delay d = {delay:.1f}, execution horizon s = {executed:.1f}, rows K = {horizon}'
         if delay > executed:
             return 'delay_above_horizon', f'{told}: expected d <= s.'
@@ -132,7 +139,8 @@ class DelayTracker:
 
     def summary(self) -> DelaySummary:
         """Return the delays of the last 256 chunks; `count` counts all of them."""
-        if not self._count:
-            return DelaySummary(0, 0.0, 0.0)
-        held = self._steps[: min(self._count, _WINDOW)]
-        return DelaySummary(self._count, float(np.median(held)), float(held.max()))
+        held = self._steps.held()
+        if not held.size:
+            return DelaySummary(0, 0.0, 0.0, 0.0, 0.0)
+        p50, p95 = (float(value) for value in np.percentile(held, (50, 95)))
+        return DelaySummary(self._steps.count, float(held.mean()), p50, p95, float(held.max()))

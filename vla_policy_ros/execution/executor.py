@@ -83,13 +83,24 @@ class ChunkScheduler:
         """Return what has happened since the last call, oldest first."""
         return self._journal.drain()
 
-    def arm(self, now_ns: int) -> Answer:
-        """Let commands go out from the next chunk on; that chunk tells policy, epoch and instruction."""
+    @property
+    def awaited_instruction(self) -> str:
+        """The instruction that the first chunk must follow; empty: any."""
+        return self._intake.awaited_instruction
+
+    def arm(self, now_ns: int, *, instruction: str = '') -> Answer:
+        """Let commands go out from the next chunk on; that chunk tells policy, epoch and instruction.
+
+        Args:
+            now_ns: The time.
+            instruction: Text that the first chunk must follow, so that the robot does not set out towards what it was
+                told before; empty: any.
+        """
         if self.state is not State.UNARMED:
             return Answer('not_unarmed', f'the executor is {self.state.value}')
         self._last_tick_ns = self._requested_ns = None
         self._motion.restart(now_ns)
-        self._intake.forget_policy()
+        self._intake.forget_policy(instruction)
         self._watchdogs.forget(Watch.CHUNK, Watch.INFERENCE, Watch.TICK)
         self._machine.go(State.IDLE, 'armed', now_ns=now_ns)
         return Answer()

@@ -80,6 +80,7 @@ class Intake:
         self._policy_id: str | None = None
         self._newest_ns: int | None = None
         self.instruction_id: int | None = None
+        self.awaited_instruction = ''
 
     @property
     def accepted(self) -> int:
@@ -125,6 +126,7 @@ class Intake:
         self._waiting[ticket.number] = ticket
         self._epoch, self._policy_id = chunk.epoch, chunk.policy_id
         self._newest_ns, self.instruction_id = ticket.stamp_ns, ticket.instruction_id
+        self.awaited_instruction = ''
         return ticket
 
     def use(self, number: int, now_ns: int) -> Ticket | None:
@@ -165,9 +167,10 @@ class Intake:
         """Take chunks of any epoch and instruction: a policy that starts anew counts from 0, on newer observations."""
         self._epoch = self.instruction_id = None
 
-    def forget_policy(self) -> None:
-        """Let the next chunk tell policy, instruction and epoch."""
+    def forget_policy(self, instruction: str) -> None:
+        """Let the next chunk tell policy, epoch and instruction, or the next one that follows an instruction."""
         self._policy_id = self.instruction_id = self._epoch = None
+        self.awaited_instruction = instruction
 
     def _find_misfit(self, chunk: ActionChunk) -> tuple[str, str] | None:
         if chunk.columns != self._columns:
@@ -185,6 +188,9 @@ class Intake:
     def _find_stale(self, chunk: ActionChunk, now_ns: int) -> tuple[str, str] | None:
         if self._epoch is not None and chunk.epoch < self._epoch:
             return 'stale_epoch', f'got epoch {chunk.epoch}, now it is {self._epoch}'
+        awaited, text = self.awaited_instruction, chunk.instruction.text
+        if awaited and text != awaited:
+            return 'other_instruction', f'got {text!r}, armed for {awaited!r}'
         instruction_id = chunk.instruction.instruction_id
         if self.instruction_id is not None and instruction_id < self.instruction_id:
             return 'old_instruction', f'got {instruction_id}, now it is {self.instruction_id}'

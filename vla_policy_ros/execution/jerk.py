@@ -15,6 +15,7 @@ _WEIGHTS = np.linspace(0.0, 1.0, 9)[:, None]
 _LAST = len(_WEIGHTS) - 1
 # A column that meets its target and could stop beside it this near (in jerks per tick) stays on it.
 _NEAR = 1.0
+_HALVINGS = 30
 # Rounding of a position, in its unit.
 _ROUNDING = 1e-14
 
@@ -61,6 +62,20 @@ class JerkLimiter:
     def restart(self) -> None:
         """Forget the last target."""
         self._target_speed = None
+
+    def slow_down(self, speed: Array, low: Array, high: Array) -> Array:
+        """Return (J,) speeds, halved until one can stop from them between (J,) `low` and `high`."""
+        speed = speed / self._unit
+        for _ in range(_HALVINGS):
+            stop = find_stop(speed, np.zeros_like(speed), self._limit)
+            is_safe = ((speed + stop.high) * self._unit <= high) & (
+                (speed + stop.low) * self._unit >= low
+            )
+            if is_safe.all():
+                break
+            speed = np.where(is_safe, speed, 0.5 * speed)
+        result: Array = np.where(is_safe, speed, 0.0) * self._unit
+        return result
 
     def stop(self, now: Approach) -> Array:
         """Return the next speeds of the fastest stop."""

@@ -104,7 +104,6 @@ class MotionLimiter:
         ).reshape(-1, 3)
         self._set_limits(limits, 1e-9 * period_ns)
         self._position, self._speed, self._change = np.zeros((3, len(self._names)))
-        self._is_starting = False
         self._cause, self._column = '', ''
         self._command = LimitedCommand(
             position=self._position,
@@ -121,7 +120,7 @@ class MotionLimiter:
         )
         self._period_s = period_s
         self._low, self._high = low, high
-        self._top_speed = self._full_speed = speed
+        self._top_speed = speed
         self._top_change = change
         is_angle = np.array([column.kind is ColumnKind.ANGLE for column in limits.columns], bool)
         self._straight = np.flatnonzero(is_angle & (high < _FREE))
@@ -146,22 +145,17 @@ class MotionLimiter:
         return bool(motion.max(initial=0.0) <= STILL)
 
     @property
-    def is_starting(self) -> bool:
-        """Whether it is on its way to the first target, at a share of the speed."""
-        return self._is_starting
-
-    @property
     def stop_time_ns(self) -> int:
         """Longest time that `stop_step` takes to come to rest, whatever the motion."""
         return round(1e9 * self._period_s * float(self._stop_ticks.max(initial=0.0)))
 
-    def start(self, position: Array, *, soft_start_share: float = 1.0) -> None:
-        """Begin at rest, without a command.
+    def start(self, position: Array, *, velocity: Array | None = None) -> None:
+        """Begin without a command.
 
         Args:
-            position: (D,) where the robot is; twists, which begin at 0, count as measured too.
-            soft_start_share: Share of the velocity limits, in (0, 1], until the first target is met (twists use all); it should stay
-                where it is until then. Nothing is rejected or stretched before.
+            position: (D,) where the robot is; twists, which begin at 0 unless they have a velocity, count as measured
+                too.
+            velocity: (D,) how it moves, cut to what one can stop from; None: it is at rest.
 
         Raises:
             StateError: A position is not finite.
@@ -176,12 +170,12 @@ class MotionLimiter:
             )
         np.copyto(self._position, position)
         self._speed[:] = self._change[:] = 0.0
-        self._is_starting = soft_start_share < 1.0
         self._command.rate = 1.0
-        self._top_speed = self._full_speed * np.where(self._is_value, 1.0, soft_start_share)
         self._cause, self._column = '', ''
         if self._jerk is not None:
             self._jerk.restart()
+        if velocity is not None:
+            np.copyto(self._speed, self._find_start_speed(velocity * self._period_s))
 
     def step(self, target: Wanted) -> LimitedCommand:
         """Return the command of the next tick.
@@ -203,12 +197,10 @@ class MotionLimiter:
         floor, ceiling, wish = self._find_bounds(reach, speed_wanted, low, high)
         speed = self._limit(wish, floor, ceiling)
         miss = np.abs(speed - way) > ON_TARGET
-        if self._is_starting:
-            self._end_start(miss)
-        elif self._mode == 'reject' and miss.any():
+        if self._mode == 'reject' and miss.any():
             self._cause, self._column = self._find_cause(way, low, high, int(miss.argmax()))
             return self.stop_step(is_limited=miss)
-        elif self._mode == 'stretch':
+        if self._mode == 'stretch':
             share, wish = self._find_share(speed, np.where(self._is_value, way, reach))
             if share < 1.0:
                 speed = self._limit(wish, floor, ceiling)
@@ -232,6 +224,26 @@ class MotionLimiter:
         none = np.zeros(len(way), bool)
         speed = self._limit(wish, floor, ceiling)
         return self._move(speed, is_limited=none if is_limited is None else is_limited)
+
+    def _find_start_speed(self, wanted: Array) -> Array:
+        """Return the speed per tick next to a wanted one from which a stop is possible."""
+        low = np.minimum(self._low - self._position, 0.0)
+        high = np.maximum(self._high - self._position, 0.0)
+        most, least = brake_speed(np.stack([high, -low]), self._top_change)
+        ceiling, floor = np.minimum(most, self._top_speed), -np.minimum(least, self._top_speed)
+        speed = self._limit_size(np.minimum(np.maximum(wanted, floor), ceiling))
+        if self._jerk is not None:
+            places = self._jerk.places
+            speed[places] = self._jerk.slow_down(speed[places], low[places], high[places])
+        return speed
+
+    def _limit_size(self, speed: Array) -> Array:
+        """Shorten the turns of rotations to their largest speed, in place."""
+        if self._rotations.size:
+            top = self._top_speed[self._rotations[:, :1]]
+            speed[self._rotations] = _shorten(speed[self._rotations], top)
+            speed[self._rotations[:, 2] + 1] = 0.0
+        return speed
 
     def _find_way(self, position: Array) -> Array:
         """Return the way to a position; within a range an angle has only one."""
@@ -292,9 +304,8 @@ class MotionLimiter:
             first = self._rotations[:, :1]
             last = self._speed[self._rotations]
             turn = last + _shorten(wish[self._rotations] - last, self._top_change[first])
-            speed[self._rotations] = _shorten(turn, self._top_speed[first])
-            speed[self._rotations[:, 2] + 1] = 0.0
-        return speed
+            speed[self._rotations] = turn
+        return self._limit_size(speed)
 
     def _find_share(self, speed: Array, way: Array) -> tuple[float, Array]:
         """Return the share of the motion that every column can go, and the speeds it makes.
@@ -310,11 +321,6 @@ class MotionLimiter:
         shares = np.divide(along, whole, out=np.ones(len(way)), where=whole > ON_TARGET**2)
         share = float(min(max(shares.min(initial=1.0), 0.0), 1.0))
         return share, rest + share * motion
-
-    def _end_start(self, miss: Array) -> None:
-        if not miss.any():
-            self._is_starting = False
-            self._top_speed = self._full_speed
 
     def _move(self, speed: Array, *, is_limited: Array, rate: float = 1.0) -> LimitedCommand:
         command, last = self._command, self._position

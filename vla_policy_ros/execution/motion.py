@@ -19,7 +19,7 @@ from vla_policy_ros.execution.kinds import ColumnMath
 from vla_policy_ros.execution.limiter import LimitedCommand, MotionLimiter
 from vla_policy_ros.execution.limits import JointLimits
 from vla_policy_ros.execution.settings import SchedulerSettings
-from vla_policy_ros.execution.soft_start import FirstActionGate, SpeedRamp
+from vla_policy_ros.execution.soft_start import FirstActionGate, SpeedRamp, make_approach
 from vla_policy_ros.execution.states import (
     RUNNING,
     SENDING,
@@ -70,7 +70,12 @@ class Motion:
         self._smallest, self._largest = limits.orders()[:2]
         self._is_way = ~limits.is_value
         self._strategy = _make_strategy(settings, math)
-        self._limiter = _make_limiter(settings, limits)
+        commanded = ColumnMath(limits.columns, grippers=settings.grippers)
+        self._follower = MotionLimiter(
+            limits, commanded, period_ns=settings.period_ns, mode=settings.limit_mode
+        )
+        self._approach = make_approach(limits, commanded, settings)
+        self._limiter = self._follower  # the one in force
         self._ramp = SpeedRamp(
             limits, share=settings.soft_start_share, period_ns=settings.period_ns
         )
@@ -88,6 +93,10 @@ class Motion:
         self.current: Ticket | None = None
         self.time_scale = 1.0
         self.seams = self.starvations = 0
+
+    @property
+    def _is_approaching(self) -> bool:
+        return self._limiter is self._approach
 
     @property
     def is_still(self) -> bool:
@@ -123,7 +132,9 @@ class Motion:
         Raises:
             ChunkRejectedError: It makes no curve, needs a measured state that is not there, or the strategy refuses it.
         """
-        start_ns, motion_ns = self._clock.motion_ns(chunk.start_ns), self._clock.motion_ns(now_ns)
+        # Between two ticks motion time stands: it may run slower than the clock, and must not go back at the next tick.
+        at_ns = min(now_ns, self._clock.now_ns)
+        start_ns, motion_ns = self._clock.motion_ns(chunk.start_ns), self._clock.motion_ns(at_ns)
         if not np.isfinite(self._position[self._math.is_delta]).all():
             raise ChunkRejectedError(
                 f'chunk {chunk.sequence}',
@@ -253,7 +264,9 @@ class Motion:
         self._aim_at_rest(target)
         self._machine.go(State.SOFT_START, cause, now_ns=now_ns)
         if cause == 'first_chunk' or self._limiter.is_still:
-            self._limiter.start(start, soft_start_share=self._settings.soft_start_share)
+            self._limiter = self._approach
+            self._limiter.start(start)
+        if self._is_approaching:
             self._ramp.hold()
         else:
             self._ramp.skip()
@@ -270,17 +283,24 @@ class Motion:
             self.drop(limited.cause, now_ns)
         elif self._machine.state is State.TRACKING:
             self._ramp.advance()
-        elif not self._limiter.is_starting:
-            self._ramp.release(target)
-            self._machine.go(State.TRACKING, 'reached', now_ns=now_ns)
+        elif not self._is_approaching:
+            self._track(target, 'resumed', now_ns)
+        elif self._limiter.is_still and not limited.is_limited.any():
+            self._limiter = self._follower
+            self._limiter.start(limited.position)
+            self._track(target, 'reached', now_ns)
         return limited
+
+    def _track(self, target: Target, cause: str, now_ns: int) -> None:
+        self._ramp.release(target)
+        self._machine.go(State.TRACKING, cause, now_ns=now_ns)
 
     def _aim(self, target: Target) -> Target:
         """Return what to go for; before motion starts, the first target, or a later one that is not farther away.
 
         A policy that sees the robot on its way gives nearer ones; one that does not must not be chased.
         """
-        if self._machine.state is State.SOFT_START and self._ramp.pace == 0.0:
+        if self._is_approaching:
             if self._time_to(target) <= self._time_to(self._hold):
                 self._aim_at_rest(target)
             return self._hold
@@ -359,8 +379,3 @@ def _make_strategy(settings: SchedulerSettings, math: ColumnMath) -> Strategy:
         horizon=settings.horizon,
         **settings.parameters,
     )
-
-
-def _make_limiter(settings: SchedulerSettings, limits: JointLimits) -> MotionLimiter:
-    math = ColumnMath(limits.columns, grippers=settings.grippers)
-    return MotionLimiter(limits, math, period_ns=settings.period_ns, mode=settings.limit_mode)

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From where the robot is to what the policy wants: the first-action gate, and a pace that grows."""
+"""From where the robot is to what the policy wants: the first-action gate, a slow approach, and a pace that grows."""
 
 from __future__ import annotations
 
 import math as numbers
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from vla_policy_ros.core.errors import ConfigurationError
 from vla_policy_ros.core.specs import Array, Column, ColumnKind
 from vla_policy_ros.execution.kinds import ColumnMath
+from vla_policy_ros.execution.limiter import MotionLimiter
 from vla_policy_ros.execution.limits import JointLimits
 from vla_policy_ros.execution.settings import SchedulerSettings
 from vla_policy_ros.execution.strategies import Target
@@ -86,6 +88,14 @@ class FirstActionGate:
         return ', '.join(
             name for name, is_chosen in zip(self._names, chosen, strict=True) if is_chosen
         )
+
+
+def make_approach(
+    limits: JointLimits, math: ColumnMath, settings: SchedulerSettings
+) -> MotionLimiter:
+    """Return the limiter of the way to the first action: it takes a share of the velocity limits, and bends every target."""
+    slow = replace(limits, velocity=settings.soft_start_share * limits.velocity)
+    return MotionLimiter(slow, math, period_ns=settings.period_ns)
 
 
 class SpeedRamp:
