@@ -39,12 +39,13 @@ class DeviceContract:
     @pytest.fixture
     def copy_kernel(self, device, stream, buffers):
         """Enqueues b = a by a kernel that has every kind of argument but a struct."""
-        kernel = device.load_kernel('denoise', 'begin_loop', 'PPiPf', {'TIME': 'float'})
+        kernel = device.load_kernel('denoise', 'begin_loop', 'PPiPfPPi', {'TIME': 'float'})
         time = device.allocate((1,), 'float32')
 
         def launch(on=stream):
             source, target = buffers['a'].address, buffers['b'].address
-            kernel.launch(on, BLOCKS, THREADS, target, source, SIZE, time.address, 0.5)
+            no_prefix = 0, 0, 1
+            kernel.launch(on, BLOCKS, THREADS, target, source, SIZE, time.address, 0.5, *no_prefix)
 
         yield launch
         time.free()

@@ -179,11 +179,11 @@ def cuda(monkeypatch):
     return FakeCuda(monkeypatch)
 
 
-def make_device_execution():
+def make_device_execution(**settings):
     x, y = torch.ones(3), torch.zeros(3)
     device = SimpleNamespace(index=0)
     execution = engines.TorchDeviceExecution(
-        'net', lambda value: (value * 2,), [x], [y], device=device
+        'net', lambda value: (value * 2,), {'x': x}, {'y': y}, device=device, **settings
     )
     return execution, y
 
@@ -223,6 +223,15 @@ def test_capture_needs_a_run_on_the_same_stream_and_thread(cuda):
     with pytest.raises(EngineError) as caught:
         execution.enqueue(78)
     assert [caught.value.code, *faults] == ['not_capturable'] * 2
+
+
+def test_a_gradient_is_not_captured(cuda):
+    execution, _ = make_device_execution(can_be_captured=False)
+    execution.enqueue(77)
+    cuda.is_capturing = True
+    with pytest.raises(EngineError, match='of a gradient') as caught:
+        execution.enqueue(77)
+    assert caught.value.code == 'not_capturable'
 
 
 def test_nothing_is_captured_without_pools(cuda, monkeypatch):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support.host_device import HostDevice
 
+from vla_policy_ros.bundle.chunk_prefix import PrefixTensors, prefix_specs, write_gains
 from vla_policy_ros.bundle.graph import noise_draws
 from vla_policy_ros.bundle.manifest import Diffusion, FlowMatching
 from vla_policy_ros.core.errors import SpecMismatchError
@@ -43,7 +44,7 @@ def device(request):
 class Pair:
     """One loop twice: on the device, and on the host."""
 
-    def __init__(self, device, loop):
+    def __init__(self, device, loop, *, has_prefix=False):
         self.device, self.stream, self.undo = device, device.new_stream(), ExitStack()
         rng = np.random.default_rng(3)
         self.predictions = rng.standard_normal((loop.steps, *SHAPE)).astype(np.float32)
@@ -53,6 +54,8 @@ class Pair:
             'timestep': ((1,), loop.timestep_dtype),
             'noise': ((noise_draws(loop), *SHAPE[1:]), 'float32'),
         }
+        prefix = prefix_specs(*SHAPE[1:]) if has_prefix else ()
+        self.shapes.update({spec.name: (spec.shape, spec.dtype) for spec in prefix})
         self.tensors, self.pinned = {}, {}
         for key, (shape, dtype) in self.shapes.items():
             self.tensors[key] = device.allocate(shape, dtype)
@@ -61,15 +64,45 @@ class Pair:
             self.undo.callback(self.pinned[key].free)
         arrays = {key: np.zeros(*shape) for key, shape in self.shapes.items() if key != 'noise'}
         self.arrays = arrays
+        on_host = PrefixTensors(*(arrays[spec.name] for spec in prefix)) if prefix else None
         self.host = Denoiser(
             loop,
             arrays['sample'],
             prediction=arrays['prediction'],
             timestep=arrays['timestep'],
+            prefix=on_host,
         )
         self.host.noise[:] = rng.standard_normal(self.host.noise.shape)
         self.put('noise', self.host.noise)
-        self.subject = DeviceDenoiser(device, loop, **self.tensors)
+        names = {spec.name for spec in prefix}
+        plain = {key: tensor for key, tensor in self.tensors.items() if key not in names}
+        there = PrefixTensors(*(self.tensors[spec.name] for spec in prefix)) if prefix else None
+        self.subject = DeviceDenoiser(device, loop, **plain, prefix=there)
+
+    def put_prefix(self, *, num_rows, num_frozen):
+        rows = np.random.default_rng(8).standard_normal(SHAPE[1:])
+        self.arrays['actions'][:num_rows] = rows[:num_rows]
+        self.arrays['num_rows'][0] = num_rows
+        write_gains(
+            self.arrays['factors'], num_rows=num_rows, num_frozen=num_frozen, ramp_rate=3.0
+        )
+        for key in ('actions', 'num_rows', 'factors'):
+            self.put(key, self.arrays[key])
+
+    def run(self):
+        self.host.begin()
+        self.host.set_timestep(0)
+        self.subject.begin(self.stream)
+        self.check()
+        last = len(self.predictions) - 1
+        for index, prediction in enumerate(self.predictions):
+            self.arrays['prediction'][:] = prediction
+            self.host.update(index)
+            self.host.set_timestep(min(index + 1, last))
+            self.put('prediction', prediction)
+            self.subject.update(self.stream, index)
+            self.check()
+        return self.arrays['sample'][0].copy()
 
     def put(self, key, values):
         self.pinned[key].array[:] = values
@@ -91,8 +124,8 @@ class Pair:
 def make(device):
     with ExitStack() as undo:
 
-        def build(loop):
-            pair = Pair(device, loop)
+        def build(loop, **settings):
+            pair = Pair(device, loop, **settings)
             undo.callback(pair.undo.close)
             return pair
 
@@ -103,17 +136,42 @@ def make(device):
 def test_every_step_gives_the_bits_of_the_host(make, loop):
     pair = make(loop)
     assert pair.subject.num_steps == pair.host.num_steps == loop.steps
-    pair.host.begin()
-    pair.host.set_timestep(0)
-    pair.subject.begin(pair.stream)
-    pair.check()
-    for index, prediction in enumerate(pair.predictions):
-        pair.arrays['prediction'][:] = prediction
-        pair.host.update(index)
-        pair.host.set_timestep(min(index + 1, loop.steps - 1))
-        pair.put('prediction', prediction)
-        pair.subject.update(pair.stream, index)
-        pair.check()
+    pair.run()
+
+
+@pytest.mark.parametrize('loop', LOOPS[:3], ids=name)
+@pytest.mark.parametrize(('num_rows', 'num_frozen'), [(0, 0), (1, 1), (7, 3), (20, 0), (20, 20)])
+def test_a_prefix_gives_the_bits_of_the_host(make, loop, num_rows, num_frozen):
+    pair = make(loop, has_prefix=True)
+    pair.put_prefix(num_rows=num_rows, num_frozen=num_frozen)
+    sample = pair.run()
+    np.testing.assert_array_equal(sample[:num_frozen], pair.arrays['actions'][:num_frozen])
+    assert (sample[num_frozen:] != pair.arrays['actions'][num_frozen:]).all()
+    plain = make(loop).run()
+    assert sample[num_rows:].tobytes() == plain[num_rows:].tobytes()
+
+
+def test_one_graph_serves_every_prefix_and_none(make):
+    loop = LOOPS[0]
+    pair = make(loop, has_prefix=True)
+    pair.predictions[:] = pair.predictions[0]
+
+    def enqueue():
+        pair.subject.begin(pair.stream)
+        for index in range(loop.steps):
+            pair.subject.update(pair.stream, index)
+
+    graph = pair.device.capture(pair.stream, enqueue)
+    results = []
+    for num_rows, num_frozen in ((6, 2), (0, 0), (20, 5)):
+        pair.put_prefix(num_rows=num_rows, num_frozen=num_frozen)
+        expected = pair.run()
+        pair.put('prediction', pair.predictions[0])
+        graph.launch(pair.stream)
+        np.testing.assert_array_equal(pair.get('sample')[0], expected)
+        results.append(expected.tobytes())
+    assert len(set(results)) == 3
+    graph.close()
 
 
 def test_a_broken_prediction_is_not_hidden_by_the_clip(make):

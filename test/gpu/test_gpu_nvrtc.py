@@ -41,7 +41,12 @@ def compilations(monkeypatch):
 @pytest.mark.parametrize('arch', ARCHITECTURES)
 @pytest.mark.parametrize(
     ('name', 'defines'),
-    [('noise', {}), ('denoise', {'TIME': 'float'}), ('denoise', {'TIME': 'long long'})],
+    [
+        ('noise', {}),
+        ('denoise', {'TIME': 'float'}),
+        ('denoise', {'TIME': 'long long'}),
+        ('guidance', {}),
+    ],
 )
 def test_our_kernels_compile_for_every_target(name, defines, arch):
     source, headers = read_kernel(name)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vla_policy_ros.bundle.chunk_prefix import PrefixTensors
 from vla_policy_ros.bundle.manifest import Diffusion, FlowMatching
 from vla_policy_ros.policies.loops import Denoiser
 
@@ -127,3 +128,25 @@ def test_ddpm_takes_one_noise_tensor_per_step():
     sample = np.zeros((1, 2, 3), np.float32)
     denoiser = Denoiser(loop, sample, prediction=sample.copy(), timestep=np.zeros(1, np.int64))
     assert denoiser.noise.shape == (5, 2, 3)
+
+
+@pytest.mark.parametrize('noise_at', [0, 1])
+def test_rows_of_a_prefix_take_their_share_of_the_velocity(noise_at):
+    """A constant velocity towards +2: a row moves on from its prefix by its gain times 2."""
+    loop = FlowMatching(steps=4, noise_at=noise_at, **NAMES)
+    sample = np.zeros((1, 5, 3), np.float32)
+    prediction, timestep = (
+        np.full_like(sample, 2 if noise_at == 0 else -2),
+        np.zeros(1, np.float32),
+    )
+    rows = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    factors = np.array([0, 0, 0.25, 0.5, 1], np.float32)
+    prefix = PrefixTensors(rows, factors, np.array([4], np.int32))
+    denoiser = Denoiser(loop, sample, prediction=prediction, timestep=timestep, prefix=prefix)
+    denoiser.noise[:] = 9
+    denoiser.begin()
+    for index in range(denoiser.num_steps):
+        denoiser.update(index)
+    assert sample[0, :2].tobytes() == rows[:2].tobytes()
+    np.testing.assert_allclose(sample[0, 2:4], rows[2:4] + [[0.5], [1.0]], atol=1e-6)
+    np.testing.assert_allclose(sample[0, 4], 11, atol=1e-6)

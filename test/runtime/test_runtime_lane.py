@@ -159,3 +159,58 @@ def test_holds_nothing_of_what_was_shed(lane):
     lane.shed('stale_epoch')
     assert ref() is None
     lane.start()
+
+
+class TestDoNow:
+    def do(self, lane, said, name, gate=None):
+        def work():
+            if gate:
+                gate.enter()
+            return lambda: said.append((name, threading.current_thread().name))
+
+        lane.do_now(work, lambda cause: said.append((name, cause)))
+
+    def test_work_is_done_on_the_callers_thread(self, lane, said):
+        lane.start()
+        self.do(lane, said, 'a')
+        assert said == [('a', threading.current_thread().name)]
+
+    def test_work_waits_for_what_was_before_it(self, lane, said):
+        gate = Gate()
+        gate.close()
+        submit(lane, said, 'a', gate)
+        lane.start()
+        gate.wait_for(1)
+        self.do(lane, said, 'b')
+        assert said == []
+        gate.open()
+        assert lane.drain(PATIENCE_S)
+        assert said == ['a', ('b', 'test-lane')]
+
+    def test_what_comes_meanwhile_waits_for_it(self, lane, said):
+        lane.start()
+        gate = Gate()
+        gate.close()
+        caller = threading.Thread(target=self.do, args=(lane, said, 'a', gate), name='caller')
+        caller.start()
+        gate.wait_for(1)
+        submit(lane, said, 'b')
+        assert not lane.drain(0.0)
+        gate.open()
+        caller.join(PATIENCE_S)
+        assert lane.drain(PATIENCE_S)
+        assert said == [('a', 'caller'), 'b']
+
+    def test_it_is_refused_once_the_lane_is_stopped(self, lane, said):
+        lane.start()
+        assert lane.stop(PATIENCE_S)
+        self.do(lane, said, 'a')
+        assert said == [('a', 'stopped')]
+
+    def test_a_failure_ends_the_lane(self, lane, said, caplog):
+        lane.start()
+        with caplog.at_level(logging.CRITICAL):
+            lane.do_now(lambda: 1 // 0, said.append)
+        assert isinstance(lane.failure, ZeroDivisionError)
+        self.do(lane, said, 'b')
+        assert said == ['worker_failed', ('b', 'worker_failed')]

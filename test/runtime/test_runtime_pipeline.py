@@ -48,6 +48,19 @@ class TestChunks:
             o.chunk.observation_stamp_ns for o in bench.outcomes
         ]
 
+    def test_an_image_that_is_only_handed_on_takes_no_other_thread(self, bench):
+        bench.policy.is_swift = True
+        prepared_by = []
+        prepare = bench.policy.prepare
+        bench.policy.prepare = lambda frame: (
+            prepared_by.append(threading.current_thread()),
+            prepare(frame),
+        )[1]
+        for stamp in (1000, 1033):
+            bench.step(stamp)
+        assert bench.told == [(1000, '0.0'), (1033, '0.1')]
+        assert set(prepared_by) == {threading.current_thread()}
+
     def test_the_state_is_blended_at_the_image_stamp(self, bench):
         bench.joints(990, [0.0, 1.0])
         bench.frame(1000)
@@ -67,6 +80,23 @@ class TestChunks:
         bench.clock.advance(40 * MS)
         bench.step(1000)
         assert bench.pipeline.snapshot().latencies['capture_to_chunk'].max_ms == 40.0
+
+    def test_the_policy_is_told_how_late_its_chunk_is(self, bench):
+        told = []
+        bench.policy.note_published = lambda delay_ns: told.append(delay_ns) or ()
+        bench.clock.advance(40 * MS)
+        bench.step(1000)
+        bench.clock.advance(40 * MS)
+        bench.step(1033)
+        assert told == [40 * MS, 47 * MS]
+
+    def test_what_a_policy_finds_wrong_with_its_chunk_is_counted(self, bench):
+        bench.policy.note_published = lambda delay_ns: ('too_late', 'too_short')
+        bench.step(1000)
+        assert bench.told == [(1000, '0.0')]
+        snapshot = bench.pipeline.snapshot()
+        assert snapshot.causes == {'policy/too_late': 1, 'policy/too_short': 1}
+        assert (snapshot.chunks, snapshot.refused) == (1, 0)
 
     def test_histories_reach_the_policy(self, make):
         bench = make(make_spec({'front': (-100 * MS, 0)}, state_history_ns=(-50 * MS, 0)))

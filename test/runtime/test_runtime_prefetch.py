@@ -29,7 +29,7 @@ class Desk:
 
     def offer(self, camera, *stamps):
         for stamp in stamps:
-            self.preparer.offer(make_frame(camera, stamp), (camera, stamp))
+            self.preparer.offer(make_frame(camera, stamp), (camera, stamp))()
 
     def drain(self):
         assert self.preparer.drain(PATIENCE_S)
@@ -51,6 +51,15 @@ def test_prepares_in_order_on_one_thread_per_camera(desk):
         desk.drain()
     assert desk.said['front'] == desk.said['wrist'] == [(i, i) for i in range(10)]
     assert desk.threads == {'vla-prepare-front', 'vla-prepare-wrist'}
+
+
+def test_what_is_prepared_at_once_is_prepared_on_the_callers_thread(desk):
+    desk.policy.is_swift = True
+    desk.preparer.start()
+    desk.offer('front', 1, 2)
+    desk.preparer.offer(truncated_frame('front', 3), ('front', 3))()
+    assert desk.said['front'] == [(1, 1), (2, 2), (3, 'truncated_jpeg')]
+    assert desk.threads == {threading.current_thread().name}
 
 
 def test_cameras_do_not_wait_for_each_other(desk):

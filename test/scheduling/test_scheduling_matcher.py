@@ -60,6 +60,30 @@ def test_the_order_of_arrival_does_not_matter():
     assert picks == [(1005,), (1005,)]
 
 
+@pytest.mark.parametrize(('kind', 'largest_gap'), [('nearest', 16), ('as_of', 32)])
+@given(phase=st.integers(0, 32), history=st.sampled_from([(0,), (-66, 0)]))
+def test_a_known_period_gives_the_same_sets_without_the_wait(kind, largest_gap, phase, history):
+    """A free-running camera's next image is up to a period away, and nearer only beyond half a period."""
+    known = rule('wrist', kind, history=history, period_ns=33 * MS)
+    quick, patient = matcher(known), matcher(rule('wrist', kind, history=history))
+    for subject in (quick, patient):
+        offer(subject, 'wrist', *range(800 - phase, 1001 - phase, 33))
+        offer(subject, 'front', 998)
+    at_once = quick.poll(998 * MS)
+    for subject in (quick, patient):
+        offer(subject, 'wrist', 1031 - phase)
+    expected = only(patient.poll(1031 * MS)).samples['wrist']
+    gap = 998 - (800 - phase + 33 * 6)
+    assert bool(at_once) == (gap <= largest_gap)
+    assert only(at_once or quick.poll(1031 * MS)).samples['wrist'] == expected
+
+
+def test_a_known_period_does_not_make_up_what_never_came():
+    subject = matcher(rule('wrist', period_ns=33 * MS))
+    offer(subject, 'front', 1000)
+    assert subject.poll(1000 * MS) == []
+
+
 def test_equally_near_samples_give_the_older_one():
     subject = matcher(rule('wrist'))
     offer(subject, 'wrist', 990, 1010)

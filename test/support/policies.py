@@ -121,8 +121,13 @@ class FakePolicy:
         self.most_in_use: Counter[str] = Counter()
         self._in_use: weakref.WeakSet[FakePrepared] = weakref.WeakSet()
         self._lock = threading.Lock()
+        self.is_swift = False
         self.prepare_error: Exception | None = None
         self.infer_error: Exception | None = None
+
+    def prepares_at_once(self, frame: Frame) -> bool:
+        """Tell what `is_swift` says."""
+        return self.is_swift
 
     def prepare(self, frame: Frame) -> FakePrepared:
         """Refuse an empty frame as a truncated one."""

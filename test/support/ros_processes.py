@@ -54,6 +54,11 @@ class RosProcess:
         return self._process.pid
 
     @property
+    def is_running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
+
+    @property
     def log(self) -> str:
         """What it wrote so far, standard output and error together."""
         with self._changed:

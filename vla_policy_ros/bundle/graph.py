@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vla_policy_ros.bundle.manifest import MANIFEST_NAME, Loop, Manifest, Stage, State
+from vla_policy_ros.bundle.manifest import (
+    MANIFEST_NAME,
+    FlowMatching,
+    Loop,
+    Manifest,
+    PrefixInputs,
+    Stage,
+    State,
+)
 from vla_policy_ros.bundle.onnx_model import ModelFacts, ModelTensor
 from vla_policy_ros.core.errors import BundleError
 from vla_policy_ros.core.specs import TensorSpec
@@ -69,6 +77,12 @@ def observation_tensors(manifest: Manifest) -> tuple[str, ...]:
     return tuple(names)
 
 
+def prefix_inputs(manifest: Manifest) -> PrefixInputs | None:
+    """Return the inputs for the first rows of a chunk, None where the network has none."""
+    loop = manifest.loop
+    return loop.prefix if isinstance(loop, FlowMatching) else None
+
+
 def noise_draws(loop: Loop) -> int:
     """Return how many noise tensors one run takes: the first sample, and for DDPM one more per step but the last."""
     return loop.steps if loop.kind == 'ddpm' else 1
@@ -106,6 +120,32 @@ class _Walk:
         for index, constant in enumerate(self._manifest.constants):
             spec = TensorSpec(constant.tensor, constant.shape, constant.dtype)
             self._declare(f'constants[{index}].tensor', spec)
+        self._declare_prefix()
+
+    def _declare_prefix(self) -> None:
+        prefix = prefix_inputs(self._manifest)
+        if prefix is None:
+            return
+        shape = self._sample_shape()
+        specs = {'actions': TensorSpec(prefix.actions, shape, 'float32')}
+        if prefix.mask:
+            specs['mask'] = TensorSpec(prefix.mask, shape[:2], prefix.mask_dtype)
+        if prefix.length:
+            specs['length'] = TensorSpec(prefix.length, (1,), 'int64')
+        read = {name for stage in self._manifest.stages for name in stage.inputs.values()}
+        for key, spec in specs.items():
+            if None in spec.shape:
+                self._broken.add(spec.name)  # told of the sample, whose shape it has
+            else:
+                self._declare(f'loop.prefix.{key}', spec)
+            if spec.name not in read:
+                self._fault(
+                    f'loop.prefix.{key}',
+                    got=f'{spec.name!r}, which no stage reads',
+                    expected='an input of a network that was trained with it',
+                    next_step='Name the input in the stage, or leave loop.prefix away.',
+                    code='not_read',
+                )
 
     def enter_loop(self) -> None:
         """Add the sample and the time step."""

@@ -35,11 +35,43 @@ class LoopStep:
     to_noise: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuidanceStep:
+    """Coefficients of the guidance in one step of flow matching.
+
+    With sample x, prediction p, wanted rows y, weights w per row and the Jacobian J = dp/dx:
+
+        e = (y - (x + to_end * p)) * w
+        p <- p + strength * (e + to_end * J^T e)
+    """
+
+    to_end: float
+    strength: float
+
+
 def loop_steps(loop: Loop) -> tuple[LoopStep, ...]:
     """Return the steps of a loop in the order of execution."""
     if isinstance(loop, FlowMatching):
         return tuple(_flow_steps(loop))
     return tuple(_diffusion_steps(loop))
+
+
+def guidance_steps(loop: FlowMatching, *, max_weight: float) -> tuple[GuidanceStep, ...]:
+    """Return the guidance of each step: algorithm 1 of arXiv 2506.07339, for time that runs up or down.
+
+    Args:
+        loop: Settings of the loop.
+        max_weight: Largest factor on the gradient.
+    """
+    direction = 1.0 if loop.noise_at == 0 else -1.0
+    steps = []
+    for index in range(loop.steps):
+        done = index / loop.steps
+        left = 1.0 - done
+        weight = (done**2 + left**2) / (done * left) if index else math.inf
+        strength = direction * min(weight, max_weight)
+        steps.append(GuidanceStep(to_end=direction * left, strength=strength))
+    return tuple(steps)
 
 
 def _flow_steps(loop: FlowMatching) -> list[LoopStep]:

@@ -258,6 +258,27 @@ class Stage(StrictModel):
     """True for the stages that run once per denoise step; they must stand together."""
 
 
+class PrefixInputs(StrictModel):
+    """Inputs of a network that was trained with the first rows of its chunk given (training-time RTC, arXiv 2512.05964)."""
+
+    actions: Identifier
+    """Pool tensor of the given rows, float32 in the sample's shape; all other rows are 0."""
+    mask: Identifier | None = None
+    """Pool tensor, 1 for given rows, (1, K)."""
+    mask_dtype: Literal['bool', 'float32', 'int64'] = 'bool'
+    """Element type of the mask."""
+    length: Identifier | None = None
+    """Pool tensor with the number of given rows, (1,) int64."""
+    max_delay_steps: int = Field(ge=1)
+    """Most rows that were given in training."""
+
+    @model_validator(mode='after')
+    def _check(self) -> Self:
+        if not (self.mask or self.length):
+            raise ValueError('a mask or a length: the network must be told which rows are given')
+        return self
+
+
 class FlowMatching(StrictModel):
     """Flow matching, integrated with explicit Euler: x <- x + dt * velocity over `steps` steps."""
 
@@ -276,6 +297,8 @@ class FlowMatching(StrictModel):
     """Factor on the time in [0, 1]; 1000 for GR00T's buckets."""
     noise_at: Literal[0, 1] = 0
     """Time at which the sample is pure noise: 0 for GR00T (time runs up), 1 for pi0 and SmolVLA (time runs down)."""
+    prefix: PrefixInputs | None = None
+    """Inputs for real-time chunking; absent for a network without them."""
     seed: int = 0
     """Seed of the noise; together with the observation's stamp it fixes the noise of every chunk."""
 

@@ -17,7 +17,7 @@ back as its one value. With `clip`, min_max and quantile are clipped to [-1, 1] 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from vla_policy_ros.bundle.pose import compose_poses, relate_poses
 from vla_policy_ros.bundle.statistics import GroupStatistics, Statistics
 from vla_policy_ros.core.errors import BundleError, SpecMismatchError
 from vla_policy_ros.core.specs import Array, Representation
+
+_CLIP_SLACK = 1e-6  # a number this far outside of [-1, 1] is one at the border, rounded
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +47,21 @@ class _Affine:
         values = np.clip(values, -1, 1) if self.clip else values
         result: Array = self.center + values * self.spread
         return result
+
+    @property
+    def is_per_row(self) -> bool:
+        return self.center.ndim == 2
+
+    def rows(self, wanted: slice) -> _Affine:
+        """Return the map of some rows of a chunk."""
+        if not self.is_per_row:
+            return self
+        return replace(
+            self,
+            center=self.center[wanted],
+            spread=self.spread[wanted],
+            gain=self.gain[wanted],
+        )
 
 
 class StateNormalizer:
@@ -105,6 +122,28 @@ class _ActionPart:
     affine: _Affine
     reference: Array | None
 
+    @property
+    def is_bound(self) -> bool:
+        return self.reference is not None or self.affine.is_per_row
+
+    def compose(self, values: Array, state_row: Array) -> Array:
+        """Return absolute targets."""
+        if self.reference is None:
+            return values
+        reference = state_row[self.reference].astype(np.float64)
+        if self.group.pose_format == 'none':
+            return values + reference
+        return compose_poses(values, reference, self.group.pose_format)
+
+    def relate(self, values: Array, state_row: Array) -> Array:
+        """Return absolute targets relative to the state: the inverse of `compose`."""
+        if self.reference is None:
+            return values
+        reference = state_row[self.reference].astype(np.float64)
+        if self.group.pose_format == 'none':
+            return values - reference
+        return relate_poses(values, reference, self.group.pose_format)
+
 
 class ActionDenormalizer:
     """Turns the policy's numbers into actions in physical units; safe for several threads.
@@ -148,13 +187,7 @@ class ActionDenormalizer:
         self._check_state_row(state_row)
         for part in self._parts:
             values = part.affine.denormalize(raw[:, part.columns].astype(np.float64))
-            if part.reference is not None:
-                reference = state_row[part.reference].astype(np.float64)
-                if part.group.pose_format == 'none':
-                    values += reference
-                else:
-                    values = compose_poses(values, reference, part.group.pose_format)
-            out[:, part.columns] = values
+            out[:, part.columns] = part.compose(values, state_row)
 
     def normalize(self, actions: Array, state_row: Array) -> Array:
         """Return the (K, D) float32 numbers that `write` would turn into these actions; for training and tests.
@@ -170,15 +203,50 @@ class ActionDenormalizer:
         self._check_state_row(state_row)
         out = np.empty(actions.shape, np.float32)
         for part in self._parts:
-            values = actions[:, part.columns].astype(np.float64)
-            if part.reference is not None:
-                reference = state_row[part.reference].astype(np.float64)
-                if part.group.pose_format == 'none':
-                    values -= reference
-                else:
-                    values = relate_poses(values, reference, part.group.pose_format)
+            values = part.relate(actions[:, part.columns].astype(np.float64), state_row)
             out[:, part.columns] = part.affine.normalize(values)
         return out
+
+    @property
+    def bound_groups(self) -> tuple[str, ...]:
+        """Names of the groups whose numbers mean another action in another row, or for another observation."""
+        return tuple(part.group.name for part in self._parts if part.is_bound)
+
+    @property
+    def fixed_groups(self) -> tuple[str, ...]:
+        """Names of those of them that cannot be moved: they hold a column that never changed in training."""
+        parts = (part for part in self._parts if part.is_bound)
+        return tuple(part.group.name for part in parts if (part.affine.spread == 0).any())
+
+    def move(self, raw: Array, steps: int, *, old_state: Array, new_state: Array) -> Array:
+        """Say the later rows of one chunk in the numbers of a chunk that begins `steps` rows later.
+
+        Every row keeps the action that it stands for. Groups that are not `bound_groups` keep their bits; the others
+        are denormalised with the old observation and normalised with the new one.
+
+        Args:
+            raw: (K, >= D) the policy's numbers.
+            steps: 0..K-1.
+            old_state: (S,) state row of the chunk's observation; not read when no group is relative.
+            new_state: (S,) state row of the later observation, likewise.
+
+        Returns:
+            (n, W) like raw, n <= K - steps: it ends before the first row that clipping leaves no numbers for.
+        """
+        moved: Array = raw[steps:].copy()
+        count = len(moved)
+        for part in self._parts:
+            if not part.is_bound:
+                continue
+            old, new = part.affine.rows(slice(steps, None)), part.affine.rows(slice(len(moved)))
+            values = old.denormalize(moved[:, part.columns].astype(np.float64))
+            values = part.relate(part.compose(values, old_state), new_state)
+            values = (values - new.center) * new.gain
+            if new.clip:
+                is_outside = (np.abs(values) > 1 + _CLIP_SLACK).any(axis=1)
+                count = min(count, int(is_outside.argmax()) if is_outside.any() else count)
+            moved[:, part.columns] = values
+        return moved[:count]
 
     def _check_state_row(self, state_row: Array) -> None:
         if any(part.reference is not None for part in self._parts):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from vla_policy_ros.core.specs import Array, TensorSpec
 
@@ -47,6 +47,30 @@ class Execution(Protocol):
 
     def close(self) -> None:
         """Release the binding; the buffers stay the caller's; may be called twice."""
+
+
+@runtime_checkable
+class DifferentiableExecution(Execution, Protocol):
+    """An execution whose network can be differentiated; not every engine has it."""
+
+    def bind_gradient(
+        self, *, output_name: str, seed: Tensor, input_name: str, gradient: Tensor
+    ) -> Execution:
+        """Bind the product of a row vector with the network's Jacobian: gradient = seed * d(output) / d(input).
+
+        Each run takes the bound inputs as they are then and computes the network anew, forward and back. It is closed
+        before this execution.
+
+        Args:
+            output_name: Output of the network.
+            seed: The row vector, of the output's shape and element type.
+            input_name: Input of the network.
+            gradient: Written, of the input's shape and element type.
+
+        Raises:
+            EngineError: The execution is closed (`closed`).
+            SpecMismatchError: A tensor is unknown, or of another shape or element type.
+        """
 
 
 class Engine(Protocol):

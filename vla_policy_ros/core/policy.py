@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from vla_policy_ros.core.chunk import ActionChunk
 from vla_policy_ros.core.frame import Frame, PreparedFrame
@@ -27,6 +27,9 @@ class Policy(Protocol):
             ImageError: The image cannot be decoded, or no slot is free.
         """
 
+    def prepares_at_once(self, frame: Frame) -> bool:
+        """Tell whether `prepare` only hands this image on, so that a thread of its own would cost more than the call."""
+
     def warmup(self) -> None:
         """Run once on made-up input, so that the first real call costs what every call costs."""
 
@@ -38,3 +41,17 @@ class Policy(Protocol):
 
     def close(self) -> None:
         """Free engines and buffers; may be called twice."""
+
+
+@runtime_checkable
+class DelayAware(Protocol):
+    """A policy that plans for the time until its chunk is there; a policy around one passes the call on."""
+
+    def note_published(self, delay_ns: int) -> tuple[str, ...]:
+        """Take the time from capture to publication of the newest chunk, on the clock of the stamps.
+
+        Called by the thread that calls `infer`, after it.
+
+        Returns:
+            What was wrong with the chunk for this delay, as names in snake_case that are counted; the chunk counts.
+        """

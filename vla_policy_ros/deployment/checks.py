@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from vla_policy_ros.core.errors import ConfigurationError, VlaPolicyError
-from vla_policy_ros.core.specs import Column, ColumnKind, ObservationSpec, Representation
+from vla_policy_ros.core.specs import ObservationSpec
 
 JOINT_STATES = 'joint_states'
 
@@ -40,29 +40,6 @@ def find_mismatches(
         ),
         *_check_reference(reference, cameras, has_joints=bool(joint_sources)),
     ]
-
-
-def find_untrackable(columns: Sequence[Column]) -> list[VlaPolicyError]:
-    """Return a fault when columns of the action are no joint positions, as a joint trajectory needs them.
-
-    A controller would take a step of 0.01 rad for a target and drive the joint to 0.
-    """
-    wrong = [
-        f'{column.name} ({column.kind.value}, {column.representation.value})'
-        for column in columns
-        if column.representation is not Representation.ABSOLUTE
-        or column.kind in (ColumnKind.TWIST, ColumnKind.QUATERNION)
-    ]
-    if not wrong:
-        return []
-    fault = _fault(
-        'output.trajectory_topic',
-        got=f'an action with {", ".join(wrong)}',
-        expected='absolute joint positions only',
-        next_step='Leave trajectory_topic empty and use the action chunks.',
-        code='no_trajectory',
-    )
-    return [fault]
 
 
 def _check_cameras(wanted: Sequence[str], given: Sequence[str]) -> Iterator[VlaPolicyError]:

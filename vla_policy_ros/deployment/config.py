@@ -15,7 +15,8 @@ from vla_policy_ros.bundle.manifest import Precision
 from vla_policy_ros.bundle.strict import StrictModel, find_faults, parse, read_yaml
 from vla_policy_ros.core.errors import ConfigurationError, VlaPolicyError
 from vla_policy_ros.core.specs import PolicySpec
-from vla_policy_ros.deployment.checks import JOINT_STATES, find_mismatches, find_untrackable
+from vla_policy_ros.deployment.checks import JOINT_STATES, find_mismatches
+from vla_policy_ros.deployment.rtc import RtcSettings
 
 SAMPLE_BUNDLE = 'sample'
 _SPARE_SLOTS = 4
@@ -29,6 +30,11 @@ OptionalTopic = Annotated[str, Field(pattern=rf'^({_TOPIC})?$')]
 def to_ns(duration_ms: float) -> int:
     """Convert milliseconds to whole nanoseconds."""
     return round(duration_ms * 1e6)
+
+
+def resolve_path(path: str, folder: Path) -> str:
+    """Return a path of a file made absolute; it is relative to the folder of that file, and may begin with ~."""
+    return str((folder / Path(path).expanduser()).resolve())
 
 
 class PolicySettings(StrictModel):
@@ -59,6 +65,8 @@ class PolicySettings(StrictModel):
     """`every_set` queues every matched set, `newest` keeps the latest one only; what falls out is `superseded`."""
     queue: int = Field(default=8, ge=1)
     """Matched sets that wait for the policy (`every_set`); also images per camera that wait for preprocessing."""
+    rtc: RtcSettings | None = None
+    """Real-time chunking: chunks that begin with what is left of the one before; empty: every chunk is by itself."""
 
     @model_validator(mode='after')
     def _check(self) -> Self:
@@ -90,7 +98,8 @@ class CameraSource(StrictModel):
     fill: Literal['refuse', 'last', 'black'] = 'refuse'
     """What stands in for an image that is not there: nothing, the last image, or a black one; fills are counted."""
     rate_hz: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Nominal rate in hertz, to count lost images; empty: learnt from the stamps."""
+    """Nominal rate in hertz. It counts lost images (empty: learnt from the stamps), and no set waits for an image that
+    cannot fit better than the one that is there."""
 
 
 class JointSource(StrictModel):
@@ -108,6 +117,9 @@ class JointSource(StrictModel):
     """Largest distance of a sample to the wanted stamp, in milliseconds (`nearest`, `interpolate`)."""
     max_age_ms: Milliseconds = 100.0
     """Largest age of a sample at the wanted stamp, in milliseconds."""
+    rate_hz: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Nominal rate in hertz: with `nearest` and `as_of` no set waits then for a sample that cannot fit better than the one
+    that is there."""
 
 
 class InstructionSource(StrictModel):
@@ -139,12 +151,31 @@ class Output(StrictModel):
 
     chunk_topic: Topic = 'action_chunk'
     """Topic of vla_policy_ros/ActionChunk."""
-    trajectory_topic: OptionalTopic = ''
-    """Topic of trajectory_msgs/JointTrajectory for a joint trajectory controller; empty: none."""
-    trajectory_lead_ms: Milliseconds = 50.0
-    """Rows of a trajectory that are due sooner than this after publication are left out, in milliseconds."""
-    frame_id: str = ''
-    """Frame id of the trajectory's header."""
+
+
+class LimitSettings(StrictModel):
+    """Where the limits of the joints come from, and what is done when a chunk breaks one."""
+
+    urdf_topic: OptionalTopic = 'robot_description'
+    """Topic of std_msgs/String with the URDF; empty: none. `urdf_file` comes first."""
+    urdf_file: str = ''
+    """URDF file, relative to this file; empty: none."""
+    file: str = ''
+    """Limits file with the keys of MoveIt's joint_limits.yaml, relative to this file; the tighter limit counts."""
+    mode: Literal['clamp', 'reject', 'stretch'] = 'clamp'
+    """`clamp` bends what breaks a limit, `reject` refuses such a chunk, `stretch` slows the motion down."""
+
+    @property
+    def needs_robot_description(self) -> bool:
+        """Whether the URDF comes from the topic."""
+        return bool(self.urdf_topic) and not self.urdf_file
+
+    def resolved(self, folder: Path) -> Self:
+        """Return these settings with paths relative to a folder made absolute."""
+        given = {'urdf_file': self.urdf_file, 'file': self.file}
+        return self.model_copy(
+            update={key: resolve_path(path, folder) for key, path in given.items() if path}
+        )
 
 
 class Deployment(StrictModel):
@@ -164,6 +195,8 @@ class Deployment(StrictModel):
     """How streams are matched on stamps."""
     output: Output = Output()
     """Where chunks go."""
+    limits: LimitSettings | None = None
+    """Limits that every chunk is checked against before it goes out; null: only that its numbers are finite."""
 
     @property
     def joint_streams(self) -> tuple[str, ...]:
@@ -223,7 +256,7 @@ def check_deployment(deployment: Deployment, spec: PolicySpec) -> list[VlaPolicy
         f'{stream} ({source.topic})': source.names
         for stream, source in zip(deployment.joint_streams, deployment.joint_states, strict=True)
     }
-    mismatches = find_mismatches(
+    return find_mismatches(
         spec.observation,
         cameras=tuple(deployment.cameras),
         joint_sources=sources,
@@ -235,16 +268,16 @@ def check_deployment(deployment: Deployment, spec: PolicySpec) -> list[VlaPolicy
         },
         reference=deployment.matching.reference,
     )
-    has_trajectory = bool(deployment.output.trajectory_topic)
-    return mismatches + (find_untrackable(spec.action.columns) if has_trajectory else [])
 
 
 def _resolve(deployment: Deployment, folder: Path) -> Deployment:
-    def resolve(path: str) -> str:
-        return str((folder / Path(path).expanduser()).resolve())
-
     policy = deployment.policy
-    resolved = {'plan_folder': resolve(policy.plan_folder)} if policy.plan_folder else {}
+    resolved = (
+        {'plan_folder': resolve_path(policy.plan_folder, folder)} if policy.plan_folder else {}
+    )
     if policy.bundle != SAMPLE_BUNDLE:
-        resolved['bundle'] = resolve(policy.bundle)
-    return deployment.model_copy(update={'policy': policy.model_copy(update=resolved)})
+        resolved['bundle'] = resolve_path(policy.bundle, folder)
+    update: dict[str, Any] = {'policy': policy.model_copy(update=resolved)}
+    if deployment.limits is not None:
+        update['limits'] = deployment.limits.resolved(folder)
+    return deployment.model_copy(update=update)

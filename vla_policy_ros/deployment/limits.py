@@ -15,6 +15,7 @@ from pydantic import Field
 from vla_policy_ros.bundle.strict import StrictModel, parse, read_yaml
 from vla_policy_ros.core.errors import ConfigurationError
 from vla_policy_ros.core.specs import Column
+from vla_policy_ros.deployment.config import LimitSettings
 from vla_policy_ros.execution.limits import FIELDS, ColumnLimits, JointLimits, check_limits
 
 _RANGED = ('revolute', 'prismatic')
@@ -137,6 +138,32 @@ def merge_limits(
             acceleration=_scaled(merged.acceleration, file.acceleration_scale),
         )
     return check_limits(columns, said, where=file.where)
+
+
+def load_limits(
+    settings: LimitSettings, columns: Sequence[Column], *, robot_description: str | None = None
+) -> JointLimits:
+    """Return the limits of the columns from where the settings say that they are.
+
+    Args:
+        settings: Paths in it are absolute.
+        columns: The D columns as they are commanded, named like the joints.
+        robot_description: The URDF from `settings.urdf_topic`; not looked at when there is a `urdf_file`.
+
+    Raises:
+        ConfigurationError: A file cannot be read, or as `read_urdf_limits`, `read_limits_file`, `merge_limits`.
+    """
+    text = _read_text(settings.urdf_file) if settings.urdf_file else robot_description
+    urdf = None if text is None else read_urdf_limits(text)
+    file = read_limits_file(settings.file) if settings.file else None
+    return merge_limits(columns, urdf, file)
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as fault:
+        raise _urdf_fault(path, f'{fault}', 'unreadable_urdf') from fault
 
 
 @dataclass(frozen=True, slots=True)

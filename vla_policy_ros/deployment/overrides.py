@@ -33,8 +33,6 @@ class Overrides(StrictModel):
     """Transport of every camera; the topic follows: `/compressed` is appended or taken away."""
     chunk_topic: str = ''
     """Topic of the action chunks."""
-    trajectory_topic: str = ''
-    """Topic of multi-point joint trajectories."""
     instruction: str = ''
     """Instruction at the start."""
 
@@ -66,7 +64,7 @@ class Overrides(StrictModel):
                 )
                 for name, camera in cameras.items()
             }
-        output = _set(chunk_topic=self.chunk_topic, trajectory_topic=self.trajectory_topic)
+        output = _set(chunk_topic=self.chunk_topic)
         return deployment.model_copy(
             update={
                 'policy': self.policy_settings(deployment.policy),

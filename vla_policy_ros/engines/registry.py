@@ -52,6 +52,9 @@ ENGINES = tuple(_ENTRIES)
 PLAN_ENGINES = tuple(name for name, entry in _ENTRIES.items() if entry.module == _TENSORRT)
 """Engines that run plans, which hold their precision; all others run a network as it was exported."""
 
+GRADIENT_ENGINES = ('torch', 'torch_cpu')
+"""Engines whose executions are `DifferentiableExecution`."""
+
 
 def engine_memory(name: str) -> Memory:
     """Return where an engine reads and writes its tensors; imports nothing.

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ import torch
 
 from vla_policy_ros.core.engine import DeviceTensor, Tensor
 from vla_policy_ros.core.errors import EngineError
-from vla_policy_ros.core.specs import Array
+from vla_policy_ros.core.specs import Array, TensorSpec
 from vla_policy_ros.engines.binding import (
     NamedTensors,
     check_names,
@@ -39,11 +39,13 @@ from vla_policy_ros.engines.binding import (
 )
 from vla_policy_ros.engines.onnx_to_torch import OnnxNetwork
 from vla_policy_ros.engines.settings import DEFAULT_SETTINGS, EngineSettings
+from vla_policy_ros.engines.torch_gradient import VectorJacobian, bound_spec
 from vla_policy_ros.gpu.driver import require_driver
 
 _LOG = logging.getLogger(__name__)
 _Module = Any  # called with input tensors, returns a tuple of output tensors
 _BFLOAT16 = 'bfloat16'
+_SEED = ' seed'  # no network's own name begins with a space
 # Absent before PyTorch 2.5 and from builds without CUDA; the second name is the one before 2.8.
 _ENTER_POOL = getattr(torch._C, '_cuda_beginAllocateCurrentThreadToPool', None) or getattr(  # noqa: SLF001
     torch._C,  # noqa: SLF001
@@ -53,19 +55,19 @@ _ENTER_POOL = getattr(torch._C, '_cuda_beginAllocateCurrentThreadToPool', None) 
 
 
 class TorchExecution:
-    """A module, and the tensors it reads and writes. Made by `TorchCpuEngine.bind`."""
+    """A module, and the tensors it reads and writes by their names. Made by `TorchCpuEngine.bind`."""
 
     def __init__(
         self,
         name: str,
         module: _Module,
-        inputs: Sequence[torch.Tensor],
-        outputs: Sequence[torch.Tensor],
+        inputs: Mapping[str, torch.Tensor],
+        outputs: Mapping[str, torch.Tensor],
     ) -> None:
         self._name = name
         self._module = module
-        self._inputs = tuple(inputs)
-        self._outputs = tuple(outputs)
+        self._inputs = dict(inputs)
+        self._outputs = dict(outputs)
 
     def enqueue(self, stream: int = 0) -> None:  # noqa: ARG002 - the host has no streams
         """Run once and return when the bound outputs are written; PyTorch allocates what lies in between.
@@ -80,14 +82,43 @@ class TorchExecution:
         except (RuntimeError, IndexError) as fault:
             raise failed_run(self._name, fault) from fault
 
+    def bind_gradient(
+        self, *, output_name: str, seed: Tensor, input_name: str, gradient: Tensor
+    ) -> TorchExecution:
+        """Bind the product of a row vector with the Jacobian of one output by one input.
+
+        Raises:
+            EngineError: The execution is closed (`closed`).
+            SpecMismatchError: A tensor is unknown, or of another shape or element type.
+        """
+        if self._module is None:
+            raise closed_error(self._name)
+        seed_view = self._view(bound_spec(output_name, self._outputs, self._name), seed)
+        target = self._view(bound_spec(input_name, self._inputs, self._name), gradient)
+        module = VectorJacobian(
+            self._module,
+            output_place=list(self._outputs).index(output_name),
+            input_place=list(self._inputs).index(input_name),
+        )
+        return self._remake(module, {**self._inputs, _SEED: seed_view}, {input_name: target})
+
     def close(self) -> None:
         """Release the binding; may be called twice."""
         self._module = None
-        self._inputs = self._outputs = ()
+        self._inputs, self._outputs = {}, {}
+
+    def _view(self, spec: TensorSpec, tensor: Tensor) -> torch.Tensor:
+        return _view_host(host_array(spec, tensor))
+
+    def _remake(
+        self, module: _Module, inputs: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]
+    ) -> TorchExecution:
+        return TorchExecution(self._name, module, inputs, outputs)
 
     def _run(self) -> None:
         with torch.inference_mode():
-            for target, result in zip(self._outputs, self._module(*self._inputs), strict=True):
+            results = self._module(*self._inputs.values())
+            for target, result in zip(self._outputs.values(), results, strict=True):
                 target.copy_(result)
 
 
@@ -98,16 +129,18 @@ class TorchDeviceExecution(TorchExecution):
         self,
         name: str,
         module: _Module,
-        inputs: Sequence[torch.Tensor],
-        outputs: Sequence[torch.Tensor],
+        inputs: Mapping[str, torch.Tensor],
+        outputs: Mapping[str, torch.Tensor],
         *,
         device: torch.device,
+        can_be_captured: bool = True,
     ) -> None:
         super().__init__(name, module, inputs, outputs)
         self._device = device
         self._pool = _make_pool()
         self._streams: dict[int, torch.cuda.Stream] = {}
         self._warm: set[tuple[int, int]] = set()  # threads and streams it has run on
+        self._can_be_captured = can_be_captured
 
     def enqueue(self, stream: int = 0) -> None:
         """Order one run on the CUDA stream of this handle and return at once.
@@ -121,7 +154,7 @@ class TorchDeviceExecution(TorchExecution):
         """
         place = (threading.get_ident(), stream)
         with torch.cuda.stream(self._stream(stream)), _entered(self._pool, self._device):
-            if place not in self._warm or self._pool is None:
+            if place not in self._warm or self._pool is None or not self._can_be_captured:
                 self._refuse_capture()
             super().enqueue(stream)
         self._warm.add(place)
@@ -131,6 +164,17 @@ class TorchDeviceExecution(TorchExecution):
         super().close()
         self._pool = None
         self._warm.clear()
+
+    def _view(self, spec: TensorSpec, tensor: Tensor) -> torch.Tensor:
+        return _view_device(device_tensor(spec, tensor), self._device)
+
+    def _remake(
+        self, module: _Module, inputs: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]
+    ) -> TorchExecution:
+        # PyTorch goes back on a thread of its own, whose memory does not come from our pool.
+        return TorchDeviceExecution(
+            self._name, module, inputs, outputs, device=self._device, can_be_captured=False
+        )
 
     def _stream(self, handle: int) -> torch.cuda.Stream:
         if handle not in self._streams:
@@ -145,9 +189,11 @@ class TorchDeviceExecution(TorchExecution):
         if torch.cuda.is_current_stream_capturing():
             raise EngineError(
                 f'network {self._name!r}',
-                got='a capture before the first run on this thread and stream',
-                expected='a run before it, and PyTorch 2.5 or later',
-                next_step='Enqueue it once on the same stream, then capture.',
+                got='a capture before the first run on this thread and stream'
+                if self._can_be_captured
+                else 'a capture of a gradient',
+                expected='a network forward, a run before it, and PyTorch 2.5 or later',
+                next_step='Enqueue it once on the same stream, then capture; never capture a gradient.',
                 code='not_capturable',
             )
 
@@ -175,12 +221,11 @@ class _TorchBase(NamedTensors):
         check_names(self._name, (*self._inputs, *self._outputs), tensors)
         return self._network
 
-    def _module(self, network: OnnxNetwork, inputs: Sequence[torch.Tensor]) -> _Module:
+    def _module(self, network: OnnxNetwork, inputs: Mapping[str, torch.Tensor]) -> _Module:
         """Return the module for the shapes of these inputs; executions of equal shapes share it."""
-        key = tuple(tuple(tensor.shape) for tensor in inputs)
+        key = tuple(tuple(tensor.shape) for tensor in inputs.values())
         if key not in self._modules:
-            names = (spec.name for spec in self._inputs)
-            self._modules[key] = self._finish(network.build(dict(zip(names, key, strict=True))))
+            self._modules[key] = self._finish(network.build(dict(zip(inputs, key, strict=True))))
         return self._modules[key]
 
     def _finish(self, module: torch.fx.GraphModule) -> _Module:
@@ -220,7 +265,7 @@ class TorchCpuEngine(_TorchBase):
         """
         network = self._open(tensors)
         inputs, outputs = (
-            [_view_host(host_array(spec, tensors[spec.name])) for spec in specs]
+            {spec.name: _view_host(host_array(spec, tensors[spec.name])) for spec in specs}
             for specs in (self._inputs, self._outputs)
         )
         return TorchExecution(self._name, self._module(network, inputs), inputs, outputs)
@@ -273,7 +318,10 @@ class TorchEngine(_TorchBase):
         """
         network = self._open(tensors)
         inputs, outputs = (
-            [_view_device(device_tensor(spec, tensors[spec.name]), self._device) for spec in specs]
+            {
+                spec.name: _view_device(device_tensor(spec, tensors[spec.name]), self._device)
+                for spec in specs
+            }
             for specs in (self._inputs, self._outputs)
         )
         module = self._module(network, inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 
+from vla_policy_ros.bundle.chunk_prefix import PrefixTensors
 from vla_policy_ros.bundle.graph import noise_draws
 from vla_policy_ros.bundle.loop_steps import loop_steps
 from vla_policy_ros.bundle.manifest import FlowMatching, Loop
@@ -29,6 +30,7 @@ class DeviceDenoiser:
         prediction: (1, K, W) float32, written by the stages of the loop.
         timestep: (1,) float32 or int64 time, read by the stages of the loop.
         noise: (n, K, W) float32; the first tensor is the first sample, DDPM takes one more per step but the last.
+        prefix: Rows that begin the loop in place of noise, and the gain of each row's velocity; for flow matching.
 
     Raises:
         SpecMismatchError: A tensor is of another size or element type; sample and prediction must be float32, as networks
@@ -45,12 +47,20 @@ class DeviceDenoiser:
         prediction: DeviceTensor,
         timestep: DeviceTensor,
         noise: DeviceTensor,
+        prefix: PrefixTensors[DeviceTensor] | None = None,
     ) -> None:
         self._size = math.prod(sample.shape)
+        self._width = sample.shape[-1]
         check_tensor('loop sample', sample, size=self._size, dtypes=('float32',))
         check_tensor('loop prediction', prediction, size=self._size, dtypes=('float32',))
         check_tensor('loop time', timestep, size=1, dtypes=tuple(_TIMES))
         check_tensor('noise', noise, size=noise_draws(loop) * self._size, dtypes=('float32',))
+        if prefix:
+            num_rows = self._size // self._width
+            check_tensor('prefix', prefix.actions, size=self._size, dtypes=('float32',))
+            check_tensor('prefix factors', prefix.factors, size=num_rows, dtypes=('float32',))
+            check_tensor('prefix length', prefix.num_rows, size=1, dtypes=('int32',))
+        self._prefix = prefix
         self._steps = loop_steps(loop)
         self._limit = 0.0 if isinstance(loop, FlowMatching) else loop.clip_sample or 0.0
         self._sample = sample
@@ -59,9 +69,9 @@ class DeviceDenoiser:
         self._noise = noise
         time_type, time_code = _TIMES[timestep.dtype]
         defines = {'TIME': time_type}
-        self._begin = device.load_kernel('denoise', 'begin_loop', f'PPiP{time_code}', defines)
+        self._begin = device.load_kernel('denoise', 'begin_loop', f'PPiP{time_code}PPi', defines)
         self._step = device.load_kernel(
-            'denoise', 'take_step', f'PPPifffffffP{time_code}', defines
+            'denoise', 'take_step', f'PPPifffffffP{time_code}Pi', defines
         )
         self._grid = (-(-self._size // _BLOCK), 1, 1)
 
@@ -71,7 +81,8 @@ class DeviceDenoiser:
         return len(self._steps)
 
     def begin(self, stream: Stream) -> None:
-        """Enqueue what comes before the first step: sample from noise, first time. Does not block."""
+        """Enqueue what comes before the first step: sample from prefix and noise, first time. Does not block."""
+        prefix = self._prefix
         self._begin.launch(
             stream,
             self._grid,
@@ -81,6 +92,9 @@ class DeviceDenoiser:
             self._size,
             self._timestep.address,
             self._time(0),
+            prefix.actions.address if prefix else 0,
+            prefix.num_rows.address if prefix else 0,
+            self._width,
         )
 
     def update(self, stream: Stream, index: int) -> None:
@@ -107,6 +121,8 @@ class DeviceDenoiser:
             step.to_noise,
             self._timestep.address,
             self._time(min(index + 1, len(self._steps) - 1)),
+            self._prefix.factors.address if self._prefix else 0,
+            self._width,
         )
 
     def _time(self, index: int) -> float:

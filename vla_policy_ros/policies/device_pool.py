@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -35,7 +35,7 @@ class DevicePool:
         self._device = device
         self._stream = stream
         with ExitStack() as undo:
-            self._staging = _Staging(device, [bundle.tensors[name] for name in staged], undo)
+            self._staging = Staging(device, [bundle.tensors[name] for name in staged], undo)
             self.host: Mapping[str, Array] = self._staging.host
             """Name to pinned host array of each staged tensor; `upload` brings them to the device."""
             self.tensors: dict[str, DeviceBuffer] = dict(self._staging.device_views)
@@ -92,12 +92,20 @@ class DevicePool:
         self._undo.close()
 
 
-class _Staging:
-    """Tensors that lie one after another in pinned memory, and in the same order on the device."""
+class Staging:
+    """Tensors that lie one after another in pinned memory, and in the same order on the device.
 
-    def __init__(self, device: Device, specs: list[TensorSpec], undo: ExitStack) -> None:
+    Args:
+        device: The device, current in every call.
+        specs: The tensors.
+        undo: Takes what frees the memory.
+    """
+
+    def __init__(self, device: Device, specs: Sequence[TensorSpec], undo: ExitStack) -> None:
         self.host: dict[str, Array] = {}
+        """Name to pinned host array."""
         self.device_views: dict[str, DeviceBuffer] = {}
+        """Name to device buffer."""
         self._device = device
         self._pinned: PinnedBuffer | None = None
         if not specs:
@@ -117,6 +125,7 @@ class _Staging:
             self.device_views[spec.name] = self._whole.view(start, shape, spec.dtype)
 
     def upload(self, stream: Stream) -> None:
+        """Enqueue the copy of all tensors to the device."""
         if self._pinned is not None:
             self._device.upload(self._whole, self._pinned, stream)
 

@@ -5,26 +5,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from vla_policy_ros.bundle.bundle import Bundle
+from vla_policy_ros.bundle.chunk_prefix import ChunkPrefix
 from vla_policy_ros.bundle.graph import noise_draws, observation_tensors
+from vla_policy_ros.bundle.manifest import FlowMatching
 from vla_policy_ros.core.clock import Clock
-from vla_policy_ros.core.frame import Frame, PreparedFrame
+from vla_policy_ros.core.frame import COMPRESSED_ENCODINGS, Frame, PreparedFrame
 from vla_policy_ros.core.observation import Observation
-from vla_policy_ros.core.specs import Array
+from vla_policy_ros.core.specs import Array, TensorSpec
+from vla_policy_ros.deployment.rtc import RtcSettings
 from vla_policy_ros.engines.settings import EngineSettings
 from vla_policy_ros.gpu.camera import DeviceCamera
 from vla_policy_ros.gpu.denoise import DeviceDenoiser
-from vla_policy_ros.gpu.interfaces import Device
+from vla_policy_ros.gpu.guidance import DeviceGuidance
+from vla_policy_ros.gpu.interfaces import Device, DeviceBuffer
 from vla_policy_ros.policies.device_images import device_cameras, open_cameras
 from vla_policy_ros.policies.device_noise import DeviceNoise
-from vla_policy_ros.policies.device_pool import DevicePool
+from vla_policy_ros.policies.device_pool import DevicePool, fixed_shape
+from vla_policy_ros.policies.device_prefix import DevicePrefix
 from vla_policy_ros.policies.device_program import Step, make_program
+from vla_policy_ros.policies.guidance import bind_gradient
 from vla_policy_ros.policies.inputs import ImageInput, ObservationInput, host_cameras
+from vla_policy_ros.policies.prefix_input import prefix_pool_names
 from vla_policy_ros.policies.preprocess_check import check_preprocessing
 from vla_policy_ros.policies.stages import (
     BoundStage,
@@ -53,6 +60,7 @@ class DeviceRunner:
         jpeg: What decodes JPEG for `gpu`.
         clock: Measures what the host waits for.
         load: Loads a network.
+        rtc: How chunks begin with what is left of the one before; None: each is by itself.
 
     Raises:
         EngineError: A network cannot be loaded, or fails.
@@ -73,13 +81,14 @@ class DeviceRunner:
         jpeg: str,
         clock: Clock,
         load: EngineLoader,
+        rtc: RtcSettings | None = None,
     ) -> None:
         self._bundle = bundle
         self._device = device
         self._clock = clock
         with ExitStack() as undo, device.current():
             self._stream = device.new_stream()
-            on_host = _host_tensors(bundle, preprocess)
+            on_host = _host_tensors(bundle, preprocess) + prefix_pool_names(bundle, rtc)
             self._pool = DevicePool(device, bundle, staged=on_host, stream=self._stream)
             undo.callback(self._pool.close)
             self._cameras: Mapping[str, DeviceCamera] = {}
@@ -89,7 +98,9 @@ class DeviceRunner:
                 )
             self._input = self._make_input(slots)
             self._noise = self._make_noise(undo)
+            self._prefix = self._make_prefix(rtc, undo) if rtc else None
             stages = self._bind(engine, settings, load, undo)
+            self._guide = _make_guide(device, bundle, rtc, self._prefix, self._pool, stages, undo)
             self._program, self.execution = make_program(
                 device,
                 self._stream,
@@ -106,6 +117,12 @@ class DeviceRunner:
         """(1, K, W) float32 action tensor of the last run, pinned host memory."""
         return self._pool.raw_action
 
+    @property
+    def sample(self) -> Array:
+        """(1, K, W) float32 sample that the loop of the last run ended with, pinned host memory."""
+        assert self._prefix
+        return self._prefix.sample
+
     def prepare_formats(self) -> None:
         """Compile the preprocessing kernels of every encoding, or take them from the cache, and check what they do.
 
@@ -118,6 +135,10 @@ class DeviceRunner:
             with self._device.current():
                 for settings in self._bundle.manifest.cameras:
                     check_preprocessing(self._device, settings)
+
+    def prepares_at_once(self, frame: Frame) -> bool:
+        """Tell whether the image is copied once and the rest is left to the device; JPEG is looked into on the host."""
+        return bool(self._cameras) and frame.encoding not in COMPRESSED_ENCODINGS
 
     def prepare(self, frame: Frame) -> PreparedFrame:
         """Begin to preprocess one image into a free slot; any thread may call it."""
@@ -133,6 +154,11 @@ class DeviceRunner:
         if self._noise:
             with self._device.current():
                 self._noise.draw(stamp_ns)
+
+    def write_prefix(self, prefix: ChunkPrefix | None) -> None:
+        """Set what the next run begins with; it goes up with the run."""
+        assert self._prefix
+        self._prefix.write(prefix)
 
     def run(self) -> None:
         """Enqueue the run and wait for its end.
@@ -194,6 +220,11 @@ class DeviceRunner:
         shape = (noise_draws(loop), *self._pool.tensors[loop.sample].shape[1:])
         return DeviceNoise(self._device, shape, seed=loop.seed, stream=self._stream, undo=undo)
 
+    def _make_prefix(self, rtc: RtcSettings, undo: ExitStack) -> DevicePrefix:
+        return DevicePrefix(
+            self._device, self._bundle, rtc, pool=self._pool, stream=self._stream, undo=undo
+        )
+
     def _bind(
         self, engine: str, settings: EngineSettings, load: EngineLoader, undo: ExitStack
     ) -> StageOrder:
@@ -213,8 +244,10 @@ class DeviceRunner:
         """Yield everything between filled inputs and the action on the host."""
         stream, handle = self._stream, self._stream.handle
         yield Step('', self._pool.upload)
+        if self._prefix:
+            yield Step('', self._prefix.upload)
         yield from _stage_steps(stages.before, handle)
-        loop, tensors = self._bundle.manifest.loop, self._pool.tensors
+        loop, tensors, guide = self._bundle.manifest.loop, self._pool.tensors, self._guide
         if loop and self._noise:
             denoiser = DeviceDenoiser(
                 self._device,
@@ -223,13 +256,66 @@ class DeviceRunner:
                 prediction=tensors[loop.prediction],
                 timestep=tensors[loop.timestep],
                 noise=self._noise.tensor,
+                prefix=self._prefix.tensors if self._prefix and not guide else None,
             )
             yield Step('', partial(denoiser.begin, stream))
             for index in range(denoiser.num_steps):
                 yield from _stage_steps(stages.body, handle)
+                if guide:
+                    yield Step('', partial(guide.guidance.measure, stream, index))
+                    yield from _stage_steps(guide.gradient, handle)
+                    yield Step('', partial(guide.guidance.correct, stream, index))
                 yield Step('', partial(denoiser.update, stream, index))
         yield from _stage_steps(stages.after, handle)
         yield Step('', self._pool.download)
+        if self._prefix:
+            yield Step('', self._prefix.download)
+
+
+@dataclass(frozen=True, slots=True)
+class _Guide:
+    """Guidance, and the stages that compute its gradient."""
+
+    guidance: DeviceGuidance
+    gradient: tuple[BoundStage, ...]
+
+
+def _make_guide(
+    device: Device,
+    bundle: Bundle,
+    rtc: RtcSettings | None,
+    prefix: DevicePrefix | None,
+    pool: DevicePool,
+    stages: StageOrder,
+    undo: ExitStack,
+) -> _Guide | None:
+    loop = bundle.manifest.loop
+    if not (rtc and prefix and rtc.kind == 'guided' and isinstance(loop, FlowMatching)):
+        return None
+    guidance = DeviceGuidance(
+        device,
+        loop,
+        sample=pool.tensors[loop.sample],
+        prediction=pool.tensors[loop.prediction],
+        prefix=prefix.tensors,
+        max_weight=rtc.max_guidance_weight,
+        undo=undo,
+    )
+
+    def make(spec: TensorSpec) -> DeviceBuffer:
+        buffer = device.allocate(fixed_shape(spec), spec.dtype)
+        undo.callback(buffer.free)
+        return buffer
+
+    gradient = bind_gradient(
+        bundle,
+        stages.body,
+        seed=guidance.error,
+        gradient=guidance.gradient,
+        make=make,
+        undo=undo,
+    )
+    return _Guide(guidance, gradient)
 
 
 def _host_tensors(bundle: Bundle, preprocess: str) -> list[str]:

@@ -17,12 +17,15 @@ from vla_policy_ros.core.errors import ConfigurationError, EngineError
 from vla_policy_ros.core.frame import Frame, PreparedFrame
 from vla_policy_ros.core.observation import Observation
 from vla_policy_ros.core.specs import Array, PolicySpec
+from vla_policy_ros.deployment.rtc import RtcSettings
 from vla_policy_ros.engines.registry import ENGINES, engine_memory, load_engine
 from vla_policy_ros.engines.settings import DEFAULT_SETTINGS, EngineSettings
 from vla_policy_ros.gpu.interfaces import Device
+from vla_policy_ros.policies.chunk_memory import ChunkMemory
 from vla_policy_ros.policies.device_runner import DeviceRunner
 from vla_policy_ros.policies.host_runner import HostRunner
 from vla_policy_ros.policies.inputs import example_observation
+from vla_policy_ros.policies.rtc_check import check_rtc
 from vla_policy_ros.policies.runner import ExecutionFacts, Runner
 from vla_policy_ros.policies.stages import EngineLoader
 
@@ -46,12 +49,14 @@ class EnginePolicy:
         cuda_graph: Whether a device engine's stages and loop are captured in one CUDA graph.
         jpeg: What decodes JPEG, one of `JPEG_DECODERS`; `nvjpeg` needs `preprocess` on the GPU.
         device: The GPU of a device engine: one that stays the caller's to close, or the index of one to open.
+        rtc: How a chunk begins with what is left of the one before; None: each is by itself.
         clock: Measures the stages; the machine's monotonic clock when none is given.
         load: Loads a network; for tests.
 
     Raises:
         ConfigurationError: A name is unknown (`unknown_engine`, `unknown_preprocess`, `unknown_jpeg`), or a choice
-            needs another one (`needs_device_engine`, `needs_gpu_preprocess`).
+            needs another one (`needs_device_engine`, `needs_gpu_preprocess`), or the chunks cannot begin as `rtc` says
+            (the codes of `rtc_check.check_rtc`).
         MissingDependencyError: The engine's library is not installed.
         EngineError: A network cannot be loaded.
         GpuError: There is no GPU or driver, or not enough memory.
@@ -68,6 +73,7 @@ class EnginePolicy:
         cuda_graph: bool = True,
         jpeg: str = 'cpu',
         device: Device | int = 0,
+        rtc: RtcSettings | None = None,
         clock: Clock | None = None,
         load: EngineLoader = load_engine,
     ) -> None:
@@ -76,6 +82,7 @@ class EnginePolicy:
         self._clock = clock or MonotonicClock()
         action, state = bundle.manifest.action, bundle.manifest.state
         self._denormalizer = ActionDenormalizer(action, state, bundle.statistics)
+        self._memory = self._make_memory(rtc, engine) if rtc else None
         self._is_open = True
         with ExitStack() as undo:
             make: Callable[..., Runner] = HostRunner
@@ -94,6 +101,7 @@ class EnginePolicy:
                 settings=settings,
                 clock=self._clock,
                 load=load,
+                rtc=rtc,
             )
             undo.callback(self._runner.close)
             self._undo = undo.pop_all()
@@ -107,6 +115,10 @@ class EnginePolicy:
     def execution(self) -> ExecutionFacts:
         """How it really runs."""
         return self._runner.execution
+
+    def prepares_at_once(self, frame: Frame) -> bool:
+        """Tell whether the device preprocesses this image and the host only copies it once."""
+        return self._runner.prepares_at_once(frame)
 
     def prepare(self, frame: Frame) -> PreparedFrame:
         """Preprocess one image ahead of its inference into a slot; any thread may call it.
@@ -123,6 +135,7 @@ class EnginePolicy:
         self._check_open()
         self._runner.prepare_formats()
         self.infer(example_observation(self.bundle))
+        self.reset()
 
     def infer(self, observation: Observation) -> ActionChunk:
         """Compute the chunk of one observation; blocks; one thread at a time.
@@ -133,12 +146,14 @@ class EnginePolicy:
             InstructionError: The instruction cannot be used.
             EngineError: A network failed, or the policy is closed (`closed`).
             GpuError: The GPU failed.
-            ChunkRejectedError: The actions are not finite.
+            ChunkRejectedError: The actions are not finite, or the chunk would come too late (`delay_above_max`).
         """
         self._check_open()
         runner = self._runner
         started_ns = self._clock.now_ns()
         runner.write(observation)
+        if self._memory:
+            runner.write_prefix(self._memory.recall(observation))
         runner.draw_noise(observation.stamp_ns)
         written_ns = self._clock.now_ns()
         runner.run()
@@ -150,9 +165,12 @@ class EnginePolicy:
         state_row = observation.state[-1] if self.spec.observation.state else _NO_STATE
         self._denormalizer.write(runner.raw_action[0], state_row, actions)
         latencies_ns['postprocess'] = self._clock.now_ns() - started_ns
-        return ActionChunk.answer(
+        chunk = ActionChunk.answer(
             observation, actions, spec=self.spec, stage_latencies_ns=latencies_ns
         )
+        if self._memory:
+            self._memory.keep(observation, runner.sample)
+        return chunk
 
     def pool_inputs(self, observation: Observation) -> tuple[dict[str, Array], Array | None]:
         """Return copies of the tensors and of the noise that an observation fills.
@@ -173,17 +191,29 @@ class EnginePolicy:
         """
         self._check_open()
         self._runner.write_inputs(inputs, noise)
+        if self._memory:
+            self._runner.write_prefix(None)
         self._runner.run()
         output: Array = self._runner.raw_action.copy()
         return output
 
     def reset(self) -> None:
-        """Do nothing: nothing of an observation outlives its chunk."""
+        """Forget the last chunk, so that the next one begins by itself."""
+        if self._memory:
+            self._memory.forget()
+
+    def note_published(self, delay_ns: int) -> tuple[str, ...]:
+        """Take the time from capture to publication of the newest chunk; return what was wrong with how it began."""
+        return self._memory.note_published(delay_ns) if self._memory else ()
 
     def close(self) -> None:
         """Free engines and buffers, and the GPU where the policy opened it; may be called twice."""
         self._is_open = False
         self._undo.close()
+
+    def _make_memory(self, rtc: RtcSettings, engine: str) -> ChunkMemory:
+        check_rtc(self.bundle, rtc, engine=engine, denormalizer=self._denormalizer)
+        return ChunkMemory(self.bundle, rtc, denormalizer=self._denormalizer)
 
     def _check_open(self) -> None:
         if not self._is_open:

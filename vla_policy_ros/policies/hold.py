@@ -35,6 +35,10 @@ class HoldPolicy:
         """What it takes and what it gives: the spec it was made with."""
         return self._spec
 
+    def prepares_at_once(self, frame: Frame) -> bool:  # noqa: ARG002 - the protocol
+        """Tell that it does: nothing is prepared."""
+        return True
+
     def prepare(self, frame: Frame) -> Frame:
         """Return the frame itself; images are not looked at."""
         return frame

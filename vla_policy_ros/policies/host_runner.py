@@ -9,16 +9,21 @@ from contextlib import ExitStack
 import numpy as np
 
 from vla_policy_ros.bundle.bundle import Bundle
+from vla_policy_ros.bundle.chunk_prefix import ChunkPrefix, PrefixTensors
 from vla_policy_ros.bundle.graph import observation_tensors
+from vla_policy_ros.bundle.manifest import FlowMatching
 from vla_policy_ros.bundle.noise import draw_noise
 from vla_policy_ros.core.clock import Clock
 from vla_policy_ros.core.frame import Frame, PreparedFrame
 from vla_policy_ros.core.observation import Observation
-from vla_policy_ros.core.specs import Array
+from vla_policy_ros.core.specs import Array, TensorSpec
+from vla_policy_ros.deployment.rtc import RtcSettings
 from vla_policy_ros.engines.settings import EngineSettings
+from vla_policy_ros.policies.guidance import Guidance, bind_gradient
 from vla_policy_ros.policies.inputs import ObservationInput, host_cameras
 from vla_policy_ros.policies.loops import Denoiser
 from vla_policy_ros.policies.pool import make_pool
+from vla_policy_ros.policies.prefix_input import PrefixInput, loop_prefix_specs
 from vla_policy_ros.policies.runner import ExecutionFacts
 from vla_policy_ros.policies.stages import (
     BoundStage,
@@ -38,6 +43,7 @@ class HostRunner:
         settings: How networks are loaded.
         clock: Measures the stages.
         load: Loads a network.
+        rtc: How chunks begin with what is left of the one before; None: each is by itself.
 
     Raises:
         EngineError: A network cannot be loaded.
@@ -55,6 +61,7 @@ class HostRunner:
         settings: EngineSettings,
         clock: Clock,
         load: EngineLoader,
+        rtc: RtcSettings | None = None,
     ) -> None:
         self.latencies_ns = {stage.name: 0 for stage in bundle.manifest.stages}
         self._bundle = bundle
@@ -65,16 +72,31 @@ class HostRunner:
         with ExitStack() as undo:
             engines = load_engines(bundle, engine, settings=settings, load=load, undo=undo)
             self._stages = bind_stages(bundle, engines, self._pool, undo=undo)
+            self._prefix: PrefixInput | None = None
+            self._guidance: Guidance | None = None
+            self._gradient: tuple[BoundStage, ...] = ()
+            tensors = self._make_prefix(rtc, undo) if rtc else None
             self._undo = undo.pop_all()
-        self._denoiser = _make_denoiser(bundle, self._pool)
+        self._denoiser = _make_denoiser(bundle, self._pool, None if self._guidance else tensors)
 
     @property
     def raw_action(self) -> Array:
         """(1, K, W) float32 action tensor of the last run."""
         return self._pool[self._bundle.manifest.action.tensor]
 
+    @property
+    def sample(self) -> Array:
+        """(1, K, W) float32 sample that the loop of the last run ended with."""
+        loop = self._bundle.manifest.loop
+        assert loop
+        return self._pool[loop.sample]
+
     def prepare_formats(self) -> None:
         """Do nothing: the CPU decodes every encoding."""
+
+    def prepares_at_once(self, frame: Frame) -> bool:  # noqa: ARG002 - the protocol
+        """Tell that it does not: the CPU preprocesses the image."""
+        return False
 
     def prepare(self, frame: Frame) -> PreparedFrame:
         """Preprocess one image into a free slot; any thread may call it."""
@@ -89,6 +111,11 @@ class HostRunner:
         loop = self._bundle.manifest.loop
         if loop and self._denoiser:
             draw_noise(loop.seed, stamp_ns, self._denoiser.noise)
+
+    def write_prefix(self, prefix: ChunkPrefix | None) -> None:
+        """Set what the next run begins with."""
+        assert self._prefix
+        self._prefix.write(prefix)
 
     def run(self) -> None:
         """Run stages and loop; `latencies_ns` holds the time of each stage afterwards.
@@ -105,6 +132,10 @@ class HostRunner:
             for index in range(denoiser.num_steps):
                 denoiser.set_timestep(index)
                 self._run(self._stages.body)
+                if self._guidance:
+                    self._guidance.measure(index)
+                    self._run(self._gradient)
+                    self._guidance.correct(index)
                 denoiser.update(index)
         self._run(self._stages.after)
 
@@ -125,6 +156,29 @@ class HostRunner:
         """Free executions, then engines; may be called twice."""
         self._undo.close()
 
+    def _make_prefix(self, rtc: RtcSettings, undo: ExitStack) -> PrefixTensors[Array]:
+        bundle, pool = self._bundle, self._pool
+        tensors = PrefixTensors(*(_zeros(spec) for spec in loop_prefix_specs(bundle)))
+        self._prefix = PrefixInput(bundle, rtc, tensors=tensors, pool=pool)
+        loop = bundle.manifest.loop
+        if rtc.kind == 'guided' and isinstance(loop, FlowMatching):
+            self._guidance = Guidance(
+                loop,
+                pool[loop.sample],
+                prediction=pool[loop.prediction],
+                prefix=tensors,
+                max_weight=rtc.max_guidance_weight,
+            )
+            self._gradient = bind_gradient(
+                bundle,
+                self._stages.body,
+                seed=self._guidance.error,
+                gradient=self._guidance.gradient,
+                make=_zeros,
+                undo=undo,
+            )
+        return tensors
+
     def _run(self, stages: tuple[BoundStage, ...]) -> None:
         for stage in stages:
             started_ns = self._clock.now_ns()
@@ -132,10 +186,20 @@ class HostRunner:
             self.latencies_ns[stage.name] += self._clock.now_ns() - started_ns
 
 
-def _make_denoiser(bundle: Bundle, pool: Mapping[str, Array]) -> Denoiser | None:
+def _make_denoiser(
+    bundle: Bundle, pool: Mapping[str, Array], prefix: PrefixTensors[Array] | None
+) -> Denoiser | None:
     loop = bundle.manifest.loop
     if loop is None:
         return None
     return Denoiser(
-        loop, pool[loop.sample], prediction=pool[loop.prediction], timestep=pool[loop.timestep]
+        loop,
+        pool[loop.sample],
+        prediction=pool[loop.prediction],
+        timestep=pool[loop.timestep],
+        prefix=prefix,
     )
+
+
+def _zeros(spec: TensorSpec) -> Array:
+    return np.zeros([size or 1 for size in spec.shape], spec.dtype)

@@ -10,6 +10,7 @@ from vla_policy_ros.bundle.bundle import load_bundle
 from vla_policy_ros.bundle.probe import check_probe
 from vla_policy_ros.core.errors import ConfigurationError
 from vla_policy_ros.core.policy import Policy
+from vla_policy_ros.deployment.rtc import RtcSettings
 from vla_policy_ros.engines.registry import ENGINES, PLAN_ENGINES
 from vla_policy_ros.engines.settings import DEFAULT_SETTINGS, EngineSettings
 from vla_policy_ros.gpu.interfaces import Device
@@ -33,6 +34,7 @@ def load_policy(
     cuda_graph: bool = True,
     jpeg: str = 'cpu',
     device: Device | int = 0,
+    rtc: RtcSettings | None = None,
 ) -> Policy:
     """Load a bundle, make its policy, and run its probe; the words are those of `EnginePolicy`.
 
@@ -45,6 +47,7 @@ def load_policy(
         cuda_graph: Whether a device engine's stages and loop are captured in one CUDA graph.
         jpeg: What decodes JPEG.
         device: The GPU of a device engine: one that stays the caller's to close, or the index of one to open.
+        rtc: How a chunk begins with what is left of the one before; nothing to a policy that holds the pose.
 
     Raises:
         BundleError: The bundle is broken, or the probe's output lies outside of the limits (`probe_failed`).
@@ -67,6 +70,7 @@ def load_policy(
         cuda_graph=cuda_graph,
         jpeg=jpeg,
         device=device,
+        rtc=rtc,
     )
     with ExitStack() as undo:
         undo.callback(policy.close)

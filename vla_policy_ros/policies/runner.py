@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from vla_policy_ros.bundle.chunk_prefix import ChunkPrefix
 from vla_policy_ros.core.engine import Memory
 from vla_policy_ros.core.frame import Frame, PreparedFrame
 from vla_policy_ros.core.observation import Observation
@@ -64,8 +65,15 @@ class Runner(Protocol):
     def raw_action(self) -> Array:
         """(1, K, W) float32 action tensor of the last run, host memory; the next run overwrites it."""
 
+    @property
+    def sample(self) -> Array:
+        """(1, K, W) float32 sample that the loop of the last run ended with, host memory; made for real-time chunking."""
+
     def prepare_formats(self) -> None:
         """Make ready for every encoding that a camera may send, so that the first frame costs what every frame costs."""
+
+    def prepares_at_once(self, frame: Frame) -> bool:
+        """Tell whether `prepare` only hands this image on to the device."""
 
     def prepare(self, frame: Frame) -> PreparedFrame:
         """Preprocess one image into a free slot; any thread may call it.
@@ -85,6 +93,9 @@ class Runner(Protocol):
 
     def draw_noise(self, stamp_ns: int) -> None:
         """Draw the noise for the observation of one stamp; does nothing without a loop."""
+
+    def write_prefix(self, prefix: ChunkPrefix | None) -> None:
+        """Set what the next run begins with, None for noise alone; only for a runner made for real-time chunking."""
 
     def run(self) -> None:
         """Run stages and loop; returns when `raw_action` is written.

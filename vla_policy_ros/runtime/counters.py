@@ -137,6 +137,18 @@ class PipelineCounters:
             self.streams[stream].used += 1
         self.count_latencies(latencies_ns)
 
+    def count_published(self, *, publish_ns: int, receipt_ns: int, causes: Iterable[str]) -> None:
+        """Count what became of a chunk.
+
+        Args:
+            publish_ns: How long publishing took.
+            receipt_ns: Time from the receipt of the last sample of the set to the end of publishing.
+            causes: What the policy finds wrong with the chunk, now that it is late by what it is.
+        """
+        self.count_latencies({'publish': publish_ns, 'receipt_to_published': receipt_ns})
+        for cause in causes:
+            self.count_cause('policy', cause)
+
     def count_latencies(self, latencies_ns: Mapping[str, int]) -> None:
         """Count durations per stage."""
         for stage, duration_ns in latencies_ns.items():

@@ -46,7 +46,8 @@ class _Task:
 class Lane:
     """A thread with an ordered queue.
 
-    Every task is answered exactly once, on the lane's thread, in the order of submission: by its work, or by a
+    Every task is answered exactly once, in the order of submission, on the lane's thread (`do_now`: on the caller's where
+    that keeps the order): by its work, or by a
     refusal when it was superseded (too many wait: the oldest one goes), shed, stopped, or when the lane has failed.
 
     Args:
@@ -85,6 +86,18 @@ class Lane:
                 waiting[0].shed(SUPERSEDED)
             self._push(_Task(work, refuse))
 
+    def do_now(self, work: Callable[[], Answer], refuse: Callable[[str], None]) -> None:
+        """Do work on the caller's thread, or queue it when something is before it, so that the order holds."""
+        task = _Task(work, refuse)
+        with self._changed:
+            if self._tasks or self._is_busy:
+                self._push(task)
+                return
+            self._is_busy = True
+            self._shed_if_ended(task)
+        self._do(task)
+        self._end_task()
+
     def call(self, answer: Answer) -> None:
         """Queue something that is always done, in its turn."""
         with self._changed:
@@ -119,19 +132,30 @@ class Lane:
         while (task := self._take()) is not None:
             self._do(task)
             del task  # so that nothing holds its images while the lane waits
+            self._end_task()
 
     def _take(self) -> _Task | None:
         with self._changed:
-            self._is_busy = False
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._tasks or self._is_stopping)
+            self._changed.wait_for(
+                lambda: not self._is_busy and (self._tasks or self._is_stopping)
+            )
             if not self._tasks:
                 return None
             self._is_busy = True
             task = self._tasks.popleft()
-            if self._failure is not None:
-                task.shed(WORKER_FAILED)
+            self._shed_if_ended(task)
             return task
+
+    def _shed_if_ended(self, task: _Task) -> None:
+        if self._failure is not None:
+            task.shed(WORKER_FAILED)
+        elif self._is_stopping:
+            task.shed(STOPPED)
+
+    def _end_task(self) -> None:
+        with self._changed:
+            self._is_busy = False
+            self._changed.notify_all()
 
     def _do(self, task: _Task) -> None:
         answer = self._guard(task.work)

@@ -88,6 +88,7 @@ def stream_rules(deployment: Deployment, observation: ObservationSpec) -> list[S
                 fill=source.fill,
                 depth=depth,
                 jump_ns=jump_ns,
+                period_ns=_period_ns(source.rate_hz),
             )
         )
     for name, joints in zip(deployment.joint_streams, deployment.joint_states, strict=True):
@@ -100,9 +101,14 @@ def stream_rules(deployment: Deployment, observation: ObservationSpec) -> list[S
                 history_ns=observation.state_history_ns,
                 depth=_JOINT_DEPTH,
                 jump_ns=jump_ns,
+                period_ns=_period_ns(joints.rate_hz),
             )
         )
     return rules
+
+
+def _period_ns(rate_hz: float | None) -> int | None:
+    return None if rate_hz is None else round(1e9 / rate_hz)
 
 
 class JointInput:

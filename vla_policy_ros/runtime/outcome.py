@@ -47,7 +47,8 @@ class PipelineSnapshot:
         observations: Matched sets.
         chunks: Chunks made.
         refused: Reference samples that ended without a chunk.
-        causes: `stream/cause` to how often; also counts bad samples of other streams.
+        causes: `stream/cause` to how often; also counts bad samples of other streams, and what `policy` found wrong
+            with a chunk that it gave.
         resets: Reason to how often.
         streams: Counts per stream.
         latencies: Stage to percentiles, with `capture_to_chunk` on the pipeline's clock.

@@ -15,7 +15,7 @@ from vla_policy_ros.core.clock import Clock, MonotonicClock
 from vla_policy_ros.core.errors import StateError, VlaPolicyError
 from vla_policy_ros.core.frame import Frame, PreparedFrame
 from vla_policy_ros.core.observation import Instruction, Observation
-from vla_policy_ros.core.policy import Policy
+from vla_policy_ros.core.policy import DelayAware, Policy
 from vla_policy_ros.deployment.config import Deployment, check_deployment, to_ns
 from vla_policy_ros.runtime.counters import PipelineCounters
 from vla_policy_ros.runtime.lane import DETAILS, STALE_EPOCH, STOPPED, busy_error
@@ -158,10 +158,13 @@ class PolicyPipeline:
             self._worker.reset(self._epoch)
 
     def offer_frame(self, frame: Frame) -> None:
-        """Take one image; it is prepared on its camera's thread."""
+        """Take one image; it is prepared on its camera's thread, or here where the policy prepares at once."""
         with self._lock:
-            if self._is_running:
-                self._preparer.offer(frame, self._receive(frame.camera, frame.stamp_ns))
+            if not self._is_running:
+                return
+            ticket = self._receive(frame.camera, frame.stamp_ns)
+            prepare = self._preparer.offer(frame, ticket)
+        prepare()  # outside the lock: it may copy the image
 
     def offer_joints(
         self,
@@ -368,21 +371,18 @@ class PolicyPipeline:
                 observation.stream_stamps_ns,
                 {**chunk.stage_latencies_ns, 'capture_to_chunk': capture_to_chunk_ns},
             )
+        stamp_ns = observation.stamp_ns
         self._on_outcome(
-            Outcome(
-                stamp_ns=observation.stamp_ns,
-                chunk=chunk,
-                sequence=chunk.sequence,
-                epoch=chunk.epoch,
-            )
+            Outcome(stamp_ns=stamp_ns, chunk=chunk, sequence=chunk.sequence, epoch=chunk.epoch)
         )
         published_ns = self._duration_clock.now_ns()
+        delay_ns, policy = self._clock.now_ns() - stamp_ns, self._policy
+        causes = policy.note_published(delay_ns) if isinstance(policy, DelayAware) else ()
         with self._lock:
-            self._counters.count_latencies(
-                {
-                    'publish': published_ns - published_from_ns,
-                    'receipt_to_published': published_ns - complete_ns,
-                }
+            self._counters.count_published(
+                publish_ns=published_ns - published_from_ns,
+                receipt_ns=published_ns - complete_ns,
+                causes=causes,
             )
 
     def _state(self, silent: frozenset[str]) -> tuple[str, str]:

@@ -19,7 +19,8 @@ TicketT = TypeVar('TicketT')
 class FramePreparer(Generic[TicketT]):
     """Calls `policy.prepare` for every frame, in order per camera.
 
-    Every ticket comes back exactly once, on its camera's thread, to `on_ready` or to `on_refused`.
+    Every ticket comes back exactly once, to `on_ready` or to `on_refused`: on its camera's thread, or on the caller's
+    where the policy prepares at once.
 
     Args:
         policy: Whose `prepare` is called; it must bear several threads at once.
@@ -53,11 +54,19 @@ class FramePreparer(Generic[TicketT]):
         for lane in self._lanes.values():
             lane.start()
 
-    def offer(self, frame: Frame, ticket: TicketT) -> None:
-        """Queue one frame; the ticket is handed back with the result."""
-        self._lanes[frame.camera].submit(
-            partial(self._prepare, frame, ticket), partial(self._refuse, ticket)
-        )
+    def offer(self, frame: Frame, ticket: TicketT) -> Callable[[], None]:
+        """Queue one frame; the ticket is handed back with the result.
+
+        Returns:
+            To be called at once, on this thread, without locks: it prepares the frame there when the policy prepares at
+            once and no frame of the camera waits.
+        """
+        lane, refuse = self._lanes[frame.camera], partial(self._refuse, ticket)
+        work = partial(self._prepare, frame, ticket)
+        if self._policy.prepares_at_once(frame):
+            return partial(lane.do_now, work, refuse)
+        lane.submit(work, refuse)
+        return _nothing
 
     def refuse(self, camera: str, ticket: TicketT, error: VlaPolicyError) -> None:
         """Hand a ticket to `on_refused` after the frames before it."""
@@ -86,6 +95,10 @@ class FramePreparer(Generic[TicketT]):
 
     def _refuse(self, ticket: TicketT, cause: str) -> None:
         self._on_refused(ticket, cause, DETAILS[cause])
+
+
+def _nothing() -> None:
+    pass
 
 
 def _all_by(timeout_s: float, waits: Sequence[Callable[[float], bool]]) -> bool:

@@ -52,8 +52,9 @@ class StampMatcher:
     """Decides for every reference sample, in order, which samples of the other streams belong to it.
 
     Every reference sample has exactly one outcome: the refusal that `offer` returns, or one result of `poll` or
-    `reset`. It waits until every other stream has a sample at or past its stamp, so that the outcome does not depend
-    on the order in which streams arrive, but at most for the patience, and until newer ones need its place.
+    `reset`. It waits until no later sample of another stream could fit better (one at or past its stamp is there, or the
+    stream's period says so), so that the outcome does not depend on the order in which streams arrive, but at most for
+    the patience, and until newer ones need its place.
     Pure: no clock, no threads.
 
     Args:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Interpolate = Callable[[Any, Any, float], Any]
+# Of a period: a sample that is older by this much cannot be followed by a better one.
+_SHARE = {'nearest': 0.5, 'as_of': 0.99, 'interpolate': 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,9 @@ class StreamRule:
         depth: Samples kept; the oldest one is evicted.
         jump_ns: A stamp that lies further before the newest one begins the stream anew: its clock was set back, or was
             ahead for a moment. That sample is refused, the next one counts.
+        period_ns: Time between two samples, where it is known. Then `nearest` takes a sample at once that is older by no
+            more than half of it, as the next one will not be nearer; and `as_of` one that is older by less than all of
+            it, as the next one will be later than wanted.
     """
 
     name: str
@@ -38,6 +43,7 @@ class StreamRule:
     fill: Literal['refuse', 'last', 'black'] = 'refuse'
     depth: int = 64
     jump_ns: int = 1_000_000_000
+    period_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +104,9 @@ class SampleBuffer:
 
     def is_decided(self, wanted_ns: int) -> bool:
         """Whether no later sample can change what is picked for the wanted stamp."""
-        return self._newest_ns is not None and self._newest_ns >= wanted_ns
+        if self._newest_ns is None:
+            return False
+        return wanted_ns - self._newest_ns <= _SHARE[self.rule.rule] * (self.rule.period_ns or 0)
 
     def would_lose(self, wanted_ns: int) -> bool:
         """Whether one sample more would evict what may be picked for the wanted stamp."""

@@ -45,6 +45,10 @@ class CountedPolicy:
         """What the policy takes and gives."""
         return self._policy.spec
 
+    def prepares_at_once(self, frame: Frame) -> bool:
+        """Tell whether the policy does."""
+        return self._policy.prepares_at_once(frame)
+
     def prepare(self, frame: Frame) -> Frame | PreparedFrame:
         """Preprocess one image ahead of its inference."""
         return self._policy.prepare(frame)

@@ -12,17 +12,18 @@ static __device__ __forceinline__ float clip(float value, float limit) {
     return value > limit ? limit : value < -limit ? -limit : value;
 }
 
-// Sets the sample to the first noise tensor, and the first time.
-extern "C" __global__ void begin_loop(float *sample, const float *noise, int count, TIME *timestep, TIME time) {
+// Sets the sample to the rows of the prefix (null for none) and to the first noise tensor after them, and the first time.
+extern "C" __global__ void begin_loop(float *sample, const float *noise, int count, TIME *timestep, TIME time,
+                                      const float *prefix, const int *num_rows, int width) {
     const int index = blockIdx.x * blockDim.x + threadIdx.x;
     if (index == 0) *timestep = time;
-    if (index < count) sample[index] = noise[index];
+    if (index < count) sample[index] = prefix && index < *num_rows * width ? prefix[index] : noise[index];
 }
 
-// Takes one step, and writes the time of the next one. A limit of 0 does not clip.
+// Takes one step, and writes the time of the next one. A limit of 0 does not clip. Gains are one per row, null for none.
 extern "C" __global__ void take_step(float *sample, const float *prediction, const float *noise, int count,
                                      float clean_x, float clean_p, float limit, float to_clean, float to_x, float to_p,
-                                     float to_noise, TIME *timestep, TIME next_time) {
+                                     float to_noise, TIME *timestep, TIME next_time, const float *gains, int width) {
     const int index = blockIdx.x * blockDim.x + threadIdx.x;
     if (index == 0) *timestep = next_time;
     if (index >= count) return;
@@ -33,7 +34,10 @@ extern "C" __global__ void take_step(float *sample, const float *prediction, con
         if (limit != 0.0f) clean = clip(clean, limit);
         total = add_product(total, to_clean, clean);
     }
-    total = add_product(total, to_p, p);
+    if (to_p != 0.0f) {
+        const float term = __fmul_rn(p, to_p);
+        total = __fadd_rn(total, gains ? __fmul_rn(term, gains[index / width]) : term);
+    }
     if (to_noise != 0.0f) total = add_product(total, to_noise, noise[index]);
     sample[index] = total;
 }
