@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replays a recorded episode into a policy and writes the verdict; ends by itself."""
+"""Replays a recorded episode into a policy, lets an executor move a simulated robot, and writes the verdict."""
 
 from __future__ import annotations
 
-from launch import LaunchContext, LaunchDescription
+from contextlib import closing
+from pathlib import Path
+
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import (
     DeclareLaunchArgument,
+    GroupAction,
     IncludeLaunchDescription,
+    OpaqueFunction,
     RegisterEventHandler,
     Shutdown,
 )
@@ -14,15 +19,22 @@ from launch.event_handlers import OnProcessExit
 from launch.events.process import ProcessExited
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution, PythonExpression
-from launch_ros.actions import LifecycleNode
+from launch_ros.actions import LifecycleNode, SetRemap
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
+from vla_policy_ros.datasets.registry import open_dataset
+from vla_policy_ros.deployment.executor import load_executor
+from vla_policy_ros.sample import sample_dataset_path, sample_executor_path
+
+# Where the simulated robot tells its joint states: on the usual topic the replay plays the recorded ones.
+ROBOT_TOPIC = 'simulated_robot/joint_states'
 # name, type, default, description
 ARGUMENTS = (
     ('dataset', str, 'sample', 'LeRobot dataset or rosbag2, or sample'),
     ('bundle', str, 'sample', 'Folder of the policy bundle, or sample'),
     ('config', str, '', 'Deployment file; empty: the usual topics'),
+    ('executor', str, '', 'Executor file, or sample; none; empty: sample with that bundle'),
     ('episodes', str, '0', 'Episode to play'),
     ('mode', str, 'timed', 'timed, fast or lockstep'),
     ('rate', float, '1.0', 'Factor on the recorded pace'),
@@ -40,17 +52,37 @@ def _shut_down_after_failure(event: ProcessExited, _context: LaunchContext) -> l
     return [Shutdown(reason=f'{event.process_name} ended with status {event.returncode}')]
 
 
-def generate_launch_description() -> LaunchDescription:
-    def include(name: str, **arguments: object) -> IncludeLaunchDescription:
-        path = PathJoinSubstitution([FindPackageShare('vla_policy_ros'), 'launch', name])
-        return IncludeLaunchDescription(
-            PythonLaunchDescriptionSource(path), launch_arguments=arguments.items()
-        )
+def _include(name: str, **arguments: object) -> IncludeLaunchDescription:
+    path = PathJoinSubstitution([FindPackageShare('vla_policy_ros'), 'launch', name])
+    return IncludeLaunchDescription(
+        PythonLaunchDescriptionSource(path), launch_arguments=arguments.items()
+    )
 
-    def argument(name: str) -> LaunchConfiguration:
-        return LaunchConfiguration(name)
 
-    is_lockstep = PythonExpression(["'", argument('mode'), "' == 'lockstep'"])
+def _find_executor(values: dict[str, str]) -> Path | None:
+    """Return the executor file; None when chunks are only recorded, as at another pace than the recorded one."""
+    given = values['executor']
+    keeps_pace = values['mode'] == 'timed' and float(values['rate']) == 1.0
+    if given == 'sample' or (not given and values['bundle'] == 'sample' and keeps_pace):
+        return sample_executor_path()
+    return None if given in ('', 'none') else Path(given)
+
+
+def _first_pose(values: dict[str, str], columns: set[str]) -> dict[str, float]:
+    """Return where the recording begins, of those columns that the robot has."""
+    name = values['dataset']
+    with closing(open_dataset(sample_dataset_path() if name == 'sample' else name)) as dataset:
+        names = [column.name for column in dataset.info.state]
+        first = int(values['episodes']) if values['episodes'].isdigit() else 0
+        with closing(dataset.episode(first)) as episode:
+            pose = zip(names, episode.state[0].tolist(), strict=True)
+            return {name: float(position) for name, position in pose if name in columns}
+
+
+def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Start the recorder, and the executor with its robot when there is an executor file."""
+    values = {name: LaunchConfiguration(name).perform(context) for name, *_ in ARGUMENTS}
+    executor = _find_executor(values)
     recorder = LifecycleNode(
         package='vla_policy_ros',
         executable='recorder_node',
@@ -59,33 +91,67 @@ def generate_launch_description() -> LaunchDescription:
         output='screen',
         parameters=[
             {
-                name: ParameterValue(argument(name), value_type=str)
-                for name in ('out', 'dataset', 'tolerances')
-            },
-            {
+                **{
+                    name: ParameterValue(values[name], value_type=str)
+                    for name in ('out', 'dataset', 'tolerances')
+                },
+                'executor': ParameterValue(str(executor or ''), value_type=str),
+                'robot_topic': ROBOT_TOPIC,
                 'autostart': True,
-                'use_sim_time': ParameterValue(is_lockstep, value_type=bool),
+                'use_sim_time': values['mode'] == 'lockstep',
             },
         ],
         on_exit=Shutdown(),
     )
+    return [recorder] if executor is None else [recorder, _move(executor, values)]
+
+
+def _move(executor: Path, values: dict[str, str]) -> GroupAction:
+    """Return the executor and its robot, both with the robot's own topic of joint states."""
+    settings = load_executor(executor)
+    topic = settings.measured.topic or 'joint_states'
+    pose = _first_pose(values, {name for one in settings.controllers for name in one.columns})
+    return GroupAction(
+        [
+            SetRemap(topic, ROBOT_TOPIC),
+            _include(
+                'executor.launch.py',
+                config=str(executor),
+                armed_at_start='true',
+            ),
+            _include(
+                'simulated_robot.launch.py',
+                config=str(executor),
+                # ROS knows no type for an empty list.
+                initial_names=str(list(pose) or ['']),
+                initial_positions=str(list(pose.values()) or [0.0]),
+            ),
+        ]
+    )
+
+
+def generate_launch_description() -> LaunchDescription:
+    def argument(name: str) -> LaunchConfiguration:
+        return LaunchConfiguration(name)
+
+    is_lockstep = PythonExpression(["'", argument('mode'), "' == 'lockstep'"])
     return LaunchDescription(
         [
             *(
                 DeclareLaunchArgument(name, default_value=default, description=description)
                 for name, _, default, description in ARGUMENTS
             ),
-            recorder,
             # The recorder would wait for ever for a node that could not start.
             RegisterEventHandler(OnProcessExit(on_exit=_shut_down_after_failure)),
-            include(
+            OpaqueFunction(function=_start),
+            _include(
                 'policy.launch.py',
                 bundle=argument('bundle'),
                 config=argument('config'),
                 image_transport=argument('image_transport'),
                 use_sim_time=is_lockstep,
             ),
-            include(
+            _include(
                 'replay.launch.py',
                 dataset=argument('dataset'),
                 episodes=argument('episodes'),

@@ -20,7 +20,6 @@ ARGUMENTS = (
     ('plan_folder', str, '', 'Folder of TensorRT plans'),
     ('image_transport', str, '', 'raw or compressed, for every camera'),
     ('chunk_topic', str, '', 'Topic of the action chunks'),
-    ('trajectory_topic', str, '', 'Topic of joint trajectories; empty: none'),
     ('instruction', str, '', 'What the robot is told to do'),
     ('use_sim_time', bool, 'false', 'Follow /clock'),
     ('autostart', bool, 'true', 'Configure and activate at once; false: by ros2 lifecycle'),

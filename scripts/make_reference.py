@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes doc/reference/ from the code: bundle and deployment schema, node parameters, messages, command line.
+"""Writes doc/reference/ from the code: schemas of the files, node parameters, messages and actions, command line.
 
 Usage: make_reference.py [--check]        --check writes nothing and exits 1 when a page is out of date
 """
@@ -52,10 +52,12 @@ def pages() -> dict[str, str]:
     """Return the text of every page by file name."""
     from vla_policy_ros.bundle.manifest import Manifest
     from vla_policy_ros.deployment.config import Deployment
+    from vla_policy_ros.deployment.executor import ExecutorSettings
 
     return {
         'bundle.md': schema_page('bundle.yaml', Manifest),
         'deployment.md': schema_page('Deployment file', Deployment),
+        'executor.md': schema_page('Executor file', ExecutorSettings),
         'parameters.md': parameters_page(),
         'messages.md': messages_page(),
         'command_line.md': command_line_page(),
@@ -75,13 +77,20 @@ def schema_page(title: str, model: type[BaseModel]) -> str:
 def parameters_page() -> str:
     """Return the parameters of every node."""
     from vla_policy_ros.ros import faults, replay_topics
-    from vla_policy_ros.ros.nodes import policy_node, recorder_node
+    from vla_policy_ros.ros.nodes import (
+        executor_node,
+        policy_node,
+        recorder_node,
+        simulated_robot_node,
+    )
     from vla_policy_ros.ros.parameters import is_dynamic
 
     models = {
         'policy_node': policy_node.PolicyNodeParameters,
         'replay_node': replay_topics.ReplayNodeParameters,
         'recorder_node': recorder_node.RecorderNodeParameters,
+        'executor_node': executor_node.ExecutorNodeParameters,
+        'simulated_robot_node': simulated_robot_node.SimulatedRobotParameters,
     }
     sections = [
         '# Node parameters',
@@ -96,9 +105,12 @@ def parameters_page() -> str:
 
 
 def messages_page() -> str:
-    """Return every message definition."""
-    sections = ['# Messages', NOTE]
-    for path in sorted((ROOT / 'msg').glob('*.msg')):
+    """Return every message and action definition."""
+    sections = ['# Messages and actions', NOTE]
+    for path in [
+        *sorted((ROOT / 'msg').glob('*.msg')),
+        *sorted((ROOT / 'action').glob('*.action')),
+    ]:
         text = path.read_text(encoding='utf-8').rstrip()
         sections.append(f'## {path.stem}\n\n```text\n{text}\n```')
     return '\n\n'.join(sections) + '\n'

@@ -111,6 +111,21 @@ def controller(**changes):
         (controller(kind='effort'), 'controllers[0]', 'bad_value'),
         (controller(columns=[]), 'controllers[0].forward_command.columns', 'bad_value'),
         (controller(lead_ms=1), 'controllers[0].forward_command.lead_ms', 'unknown_key'),
+        (
+            controller(kind='joint_trajectory', lead_ms=20),
+            'controllers[0].joint_trajectory',
+            'bad_value',
+        ),
+        (
+            controller(kind='joint_trajectory', blend_ms=200),
+            'controllers[0].joint_trajectory.blend_ms',
+            'unknown_key',
+        ),
+        (
+            {'rate_hz': 50, **controller(kind='joint_trajectory', lead_ms=39)},
+            '(top level)',
+            'bad_value',
+        ),
         (controller(rename={'c': 'd'}), 'controllers[0].forward_command', 'bad_value'),
         ({'controllers': [{**BASE, 'axes': {}}]}, 'controllers[0].twist.axes', 'bad_value'),
         (

@@ -51,7 +51,18 @@ def test_demo_passes_and_writes_every_report(tmp_path):
     verdict = answer['report']['verdict']
     overall = verdict['comparison']['overall']['open_loop']['mae']
     assert overall < verdict['comparison']['hold_last']['mae']
-    for name in ('report.html', 'report.xml', 'report.json', 'policy/chunks.npz'):
+    motion = verdict['motion']
+    assert motion['outside'] == {}
+    assert motion['state_s']['tracking'] > 3.0
+    assert motion['smoothness']['max_boundary_jump'] < 0.01
+    files = (
+        'report.html',
+        'report.xml',
+        'report.json',
+        'policy/chunks.npz',
+        'motion/commands.npz',
+    )
+    for name in files:
         assert (out / name).stat().st_size > 100
     assert 'http://' not in (out / 'report.html').read_text().replace('http://www.w3.org', '')
 

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -7,11 +8,13 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 from evaluation_builders import stream
+from motion_builders import PERIOD_NS, collect, wide_limits
 
 from vla_policy_ros.core.errors import DatasetError
 from vla_policy_ros.evaluation.frames import SampleFrame
 from vla_policy_ros.evaluation.junit import render_junit
 from vla_policy_ros.evaluation.metrics import compare
+from vla_policy_ros.evaluation.motion_metrics import ExecutorFacts, measure_motion
 from vla_policy_ros.evaluation.recording import ChunkRecording
 from vla_policy_ros.evaluation.report import Recordings, load_run, render_report, write_reports
 from vla_policy_ros.evaluation.timing import RunCounts, measure_timing
@@ -96,6 +99,71 @@ def test_a_finished_run_is_read_back_as_it_was(tmp_path, streams, frames):
     assert [(frame.camera, frame.stamp_ns) for frame in loaded.frames] == [
         ('wrist <left>', 1_500_000_000)
     ]
+
+
+def executed(streams, *, num=80):
+    """A motion along the truth in four states, with a limit that acts, and its robot a little behind."""
+    policy, truth = streams
+    motion = np.repeat(truth.actions[:, 0], 2, axis=0)[:num].astype(np.float64)
+    states = np.repeat(['soft_start', 'tracking', 'starved', 'stopping'], -(-num // 4))[:num]
+    changes = {
+        i: {'state': str(state), 'is_seam': i in (30, 40)} for i, state in enumerate(states)
+    }
+    changes[35]['is_limited'] = np.array([True, False, False])
+    cols = policy.columns
+    collector = collect(motion, cols=cols, changes=changes, robot=motion - 0.01)
+    facts = ExecutorFacts(
+        strategy='offset_fade',
+        period_ns=PERIOD_NS,
+        starvations=1,
+        robot_topic='robot/states',
+        refusals={NASTY: 2},
+    )
+    return collector.finish(cols, wide_limits(cols)), facts
+
+
+def write_executed(tmp_path, streams):
+    policy, truth = streams
+    motion, facts = executed(streams)
+    figures = measure_motion(motion, policy, truth, executor=facts)
+    verdict = dataclasses.replace(run(policy, truth), motion=figures)
+    recordings = Recordings(policy, truth, motion)
+    return write_reports(tmp_path, verdict, recordings=recordings), verdict
+
+
+def test_a_run_with_an_executor_shows_what_the_robot_was_told(tmp_path, streams):
+    path, verdict = write_executed(tmp_path, streams)
+    text = path.read_text()
+    page = Page(text)
+    for words in ('What the robot was told', 'offset_fade', 'robot/states', 'soft start', 'alert'):
+        assert words in page.text
+    assert text.count('over time: velocity') == 3
+    for style in ('line robot', 'line truth', 'acted', 'seam', 'band stopping', 'band starved'):
+        assert f'class="{style}"' in text
+    loaded = load_run(tmp_path)
+    assert loaded.report.verdict == verdict
+    assert len(loaded.recordings.motion) == 80
+    document = json.loads((tmp_path / 'report.json').read_text())
+    assert document['verdict']['motion']['executor']['starvations'] == 1
+    assert document['verdict']['motion']['smoothness']['num_boundaries'] == 2
+
+
+def test_the_page_of_a_run_with_an_executor_can_be_made_again(tmp_path, streams):
+    first = write_executed(tmp_path, streams)[0].read_bytes()
+    assert render_report(tmp_path).read_bytes() == first
+
+
+def test_a_run_without_an_executor_has_no_such_section(tmp_path, streams):
+    assert 'What the robot was told' not in write(tmp_path, streams).read_text()
+    assert not (tmp_path / 'motion').exists()
+
+
+def test_an_executor_that_sent_nothing_is_told(tmp_path, streams):
+    motion = collect(np.zeros((0, 3))).finish(streams[0].columns, None)
+    figures = measure_motion(motion, *streams, executor=ExecutorFacts())
+    verdict = dataclasses.replace(run(*streams), motion=figures)
+    path = write_reports(tmp_path, verdict, recordings=Recordings(*streams, motion))
+    assert 'sent no command' in Page(path.read_text()).text
 
 
 def test_the_json_says_what_matters_at_the_top(tmp_path, streams):

@@ -10,6 +10,7 @@ from vla_policy_ros.core.errors import ConfigurationError
 from vla_policy_ros.core.latency import LatencySummary
 from vla_policy_ros.core.specs import Column
 from vla_policy_ros.evaluation.metrics import Comparison, ErrorSummary, compare
+from vla_policy_ros.evaluation.motion_metrics import ExecutorFacts, MotionFigures
 from vla_policy_ros.evaluation.recording import ChunkRecording
 from vla_policy_ros.evaluation.smoothness import Smoothness
 from vla_policy_ros.evaluation.timing import RunCounts, measure_timing
@@ -22,12 +23,31 @@ ALL = Tolerances(
     max_boundary_jump=10, max_p99_ms=50, min_rate_hz=1, min_chunk_share=0.5, max_refused=3,
     max_missing=0, max_sequence_gaps=0,
 )  # fmt: skip
+OF_MOTION = Tolerances(
+    max_command_mae=0.1, max_lag=0.1, max_starvations=1, max_command_jump=0.1,
+    max_chunk_age_ms=500, max_lateness_p99_ms=2,
+)  # fmt: skip
+SMALL = ErrorSummary(mae=0.05, mse=0.01, max_error=0.2, count=9)
+MOTION = MotionFigures(
+    num_commands=9,
+    outside={},
+    error=SMALL,
+    lag=SMALL,
+    smoothness=Smoothness(max_boundary_jump=0.05),
+    chunk_age=LatencySummary(9, 100.0, 100.0, 100.0, 400.0),
+    executor=ExecutorFacts(starvations=1, lateness_ms={'p99': 1.0}),
+)
 
 
-def verdict(policy, truth, tolerances, counts=None):
+def verdict(policy, truth, tolerances, counts=None, motion=None):
     counts = counts or RunCounts(reference_samples=12)
     comparison = compare(policy, truth)
-    return judge(RUN, comparison, timing=measure_timing(policy, counts), tolerances=tolerances)
+    timing = measure_timing(policy, counts)
+    return judge(RUN, comparison, timing=timing, tolerances=tolerances, motion=motion)
+
+
+def asked(tolerances):
+    return tolerances.model_dump(exclude_none=True)
 
 
 def outcomes(result):
@@ -36,10 +56,40 @@ def outcomes(result):
 
 def test_every_tolerance_makes_a_check_and_a_perfect_policy_passes_them():
     truth = stream(RAMP, horizon=4)
-    result = verdict(stream(RAMP, horizon=4, stride=2), truth, ALL)
-    assert set(outcomes(result)) == {'chunks', *Tolerances.model_fields}
+    every = Tolerances(**asked(ALL), **asked(OF_MOTION))
+    result = verdict(stream(RAMP, horizon=4, stride=2), truth, every, motion=MOTION)
+    always = {'chunks', 'commands', 'commands_outside_limits'}
+    assert set(outcomes(result)) == always | set(Tolerances.model_fields)
     assert result.passed, [check for check in result.checks if not check.passed]
     assert result.exit_status == 0
+
+
+@pytest.mark.parametrize(
+    ('motion', 'failed'),
+    [
+        (MotionFigures(num_commands=0, outside={}), 'commands'),
+        (replace(MOTION, outside={'velocity joint_0': 2}), 'commands_outside_limits'),
+        (replace(MOTION, outside=None), 'commands_outside_limits'),
+    ],
+)
+def test_an_executor_is_always_held_against_its_limits(motion, failed):
+    chunks = record([chunk([[1.0]])])
+    result = verdict(chunks, None, Tolerances(), motion=motion)
+    assert [name for name, passed in outcomes(result).items() if not passed] == [failed]
+
+
+def test_every_limit_on_the_motion_can_fail():
+    halved = {name: limit / 3 for name, limit in asked(OF_MOTION).items()}
+    halved['max_starvations'] = 0
+    result = verdict(record([chunk([[1.0]])]), None, Tolerances(**halved), motion=MOTION)
+    failed = {name for name, passed in outcomes(result).items() if not passed}
+    assert failed == set(halved)
+
+
+def test_limits_on_a_motion_that_is_not_there_fail():
+    result = verdict(record([chunk([[1.0]])]), None, OF_MOTION)
+    assert [check.got for check in result.checks[1:]] == [None] * len(asked(OF_MOTION))
+    assert not result.passed
 
 
 @pytest.mark.parametrize('tolerances', [Tolerances(), ALL])

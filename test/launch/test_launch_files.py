@@ -5,11 +5,17 @@ import json
 import re
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 from support.recordings import HORIZON, NUM_STEPS, STEP_NS, write_patient_deployment
 from support.ros_processes import PATIENCE_S, RosProcesses
+
+from vla_policy_ros.datasets.registry import open_dataset
+from vla_policy_ros.export.untrained import create_untrained_bundle
+
+EXAMPLES = Path(__file__).parents[2] / 'examples'
 
 pytestmark = [pytest.mark.ros, pytest.mark.launch]
 
@@ -59,7 +65,9 @@ def active(recording, tmp_path_factory):
     [
         ('policy', 'config bundle engine preprocess image_transport instruction autostart'),
         ('replay', 'dataset episodes mode rate loop reliability faults seed exit_at_end'),
-        ('demo', 'dataset bundle config episodes mode rate faults tolerances out'),
+        ('demo', 'dataset bundle config executor episodes mode rate faults tolerances out'),
+        ('robot', 'folder bundle instruction dry_run armed_at_start simulate'),
+        ('simulated_robot', 'config rate_hz lag_ms release initial_names start_from autostart'),
     ],
 )
 def test_every_argument_is_listed_with_a_description(processes, name, arguments):
@@ -93,6 +101,29 @@ def test_demo_ends_by_itself_with_a_report(processes, recording, tmp_path):
         'max_refused',
         'max_missing',
     ]
+
+
+def test_the_demo_of_the_sample_ends_in_motion(processes, tmp_path):
+    out = tmp_path / 'run'
+    process = launch(processes, 'demo', episodes=11, out=out)
+    check_ended_cleanly(process, 'policy_node', 'executor_node', 'simulated_robot_node')
+    motion = json.loads((out / 'report.json').read_text())['verdict']['motion']
+    assert motion['num_commands'] > 500
+    assert motion['outside'] == {}
+    assert motion['lag']['mae'] < 0.05
+
+
+def test_a_whole_robot_is_launched_from_a_folder(processes, tmp_path):
+    folder = EXAMPLES / 'mobile_manipulator'
+    bundle = tmp_path / 'bundle'
+    create_untrained_bundle(bundle, open_dataset(folder / 'recording.yaml'), image_size=32)
+    process = launch(
+        processes, 'robot', folder=folder, bundle=bundle, simulate='true', armed_at_start='true'
+    )
+    process.wait_for('armed: unarmed -> idle')
+    process.wait_for('waiting No samples from head, wrist')
+    process.interrupt_group()
+    check_ended_cleanly(process, 'policy_node', 'executor_node', 'simulated_robot_node')
 
 
 def test_demo_ends_when_a_node_cannot_start(processes, recording, tmp_path):

@@ -68,8 +68,10 @@ def test_colcon_builds_an_overlay_that_works(tmp_path, flags):
     assert {path.name for path in programs.iterdir()} == {
         'vla-policy',
         'policy_node',
+        'executor_node',
         'replay_node',
         'recorder_node',
+        'simulated_robot_node',
     }
     assert 'replay' in in_overlay('vla-policy --help')
     run(build, cwd=tmp_path)  # a second build of the same folders

@@ -15,7 +15,6 @@ from vla_policy_ros.msg import ActionChunk as ActionChunkMessage
 from vla_policy_ros.ros.convert import (
     chunk_from_message,
     chunk_to_message,
-    chunk_to_trajectory,
     to_ns,
     to_time,
 )
@@ -90,40 +89,3 @@ def test_a_message_that_does_not_fit_is_refused(field, value):
     setattr(message, field, value)
     with pytest.raises(ChunkRejectedError, match='chunk at 9999999999 ns'):
         chunk_from_message(message)
-
-
-def test_trajectory_holds_the_rows_that_lie_ahead():
-    chunk = make_chunk(start_ns=1000 * MS)  # rows at 1000, 1050, ... 1200 ms
-    message = chunk_to_trajectory(chunk, now_ns=1020 * MS, lead_ns=30 * MS, names={})
-    assert message.joint_names == ['elbow', 'gripper']
-    assert to_ns(message.header.stamp) == 1020 * MS
-    after_ms = [to_ns_of(point.time_from_start) / MS for point in message.points]
-    assert after_ms == [30, 80, 130, 180]
-    positions = np.array([point.positions for point in message.points])
-    np.testing.assert_array_equal(positions, chunk.actions[1:].astype(np.float64))
-
-
-def test_trajectory_speaks_the_robots_names():
-    chunk = make_chunk(start_ns=1000 * MS)
-    message = chunk_to_trajectory(chunk, now_ns=900 * MS, lead_ns=0, names={'elbow': 'joint3'})
-    assert message.joint_names == ['joint3', 'gripper']
-
-
-def test_trajectory_ends_at_rest_with_the_slope_before():
-    chunk = make_chunk(start_ns=1000 * MS)
-    message = chunk_to_trajectory(chunk, now_ns=900 * MS, lead_ns=0, names={})
-    velocities = np.array([point.velocities for point in message.points])
-    slope = 2 / 3 / 0.05
-    np.testing.assert_allclose(velocities[:-1], slope, rtol=1e-5)
-    np.testing.assert_array_equal(velocities[-1], 0.0)
-
-
-@pytest.mark.parametrize(('now_ms', 'num_points'), [(1100, 3), (1150, 2), (1151, None)])
-def test_fewer_than_two_rows_make_no_trajectory(now_ms, num_points):
-    chunk = make_chunk(start_ns=1000 * MS)
-    message = chunk_to_trajectory(chunk, now_ns=now_ms * MS, lead_ns=0, names={})
-    assert (len(message.points) if message else None) == num_points
-
-
-def to_ns_of(duration):
-    return duration.sec * 1_000_000_000 + duration.nanosec

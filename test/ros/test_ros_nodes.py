@@ -6,12 +6,14 @@ import pytest
 from rclpy.lifecycle import LifecycleNode
 
 from vla_policy_ros.ros import lifecycle
-from vla_policy_ros.ros.nodes import policy_node, recorder_node, replay_node
+from vla_policy_ros.ros.nodes import policy_node, recorder_node, replay_node, simulated_robot_node
 
 pytestmark = pytest.mark.ros
 
 
-@pytest.mark.parametrize('module', [lifecycle, policy_node, replay_node, recorder_node])
+@pytest.mark.parametrize(
+    'module', [lifecycle, policy_node, replay_node, recorder_node, simulated_robot_node]
+)
 def test_no_attribute_hides_one_of_rclpy(graph, module):
     """rclpy keeps its parameters, timers and more under short names, which a subclass may overwrite unnoticed."""
     base = LifecycleNode('base', context=graph.context)

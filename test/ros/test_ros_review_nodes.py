@@ -10,7 +10,6 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, JointState
 from support.recordings import CAMERAS, JOINTS
-from trajectory_msgs.msg import JointTrajectory
 
 from vla_policy_ros.msg import ActionChunk, ObservationAck, PolicyStatus, ReplayStatus
 from vla_policy_ros.ros.convert import to_ns
@@ -131,22 +130,6 @@ def test_swapped_topics_are_swapped_once(graph, processes, recording):
     told = {name: (s.topic, s.publishers, s.received > 0) for name, s in streams().items()}
     assert told['wrist'] == (topic('front'), 1, True)
     assert told['front'] == (topic('wrist'), 0, False)
-
-
-def test_a_trajectory_carries_the_frame_of_the_deployment(graph, processes, recording, tmp_path):
-    cameras = '\n'.join(f'  {name}: {{topic: {topic(name)}}}' for name in CAMERAS)
-    config = tmp_path / 'robot.yaml'
-    config.write_text(
-        f'policy: {{bundle: {recording.bundle}}}\ncameras:\n{cameras}\n'
-        'joint_states: [{topic: /joint_states}]\n'
-        'output: {trajectory_topic: /arm/trajectory, frame_id: base_link}\n'
-    )
-    processes.start_node('policy_node', config=config, instruction='wave', autostart=True)
-    trajectories = graph.collect(JointTrajectory, '/arm/trajectory')
-    Drivers(graph)
-    graph.spin_until(lambda: trajectories, 'a trajectory')
-    assert trajectories[0].header.frame_id == 'base_link'
-    assert trajectories[0].joint_names == list(JOINTS)
 
 
 def test_policies_in_namespaces_do_not_mix(graph, processes, recording):

@@ -4,17 +4,17 @@ import sys
 
 import pytest
 import yaml
-from support.recordings import HORIZON, NUM_STEPS
+from support.recordings import HORIZON, JOINTS, NUM_STEPS
 
 from vla_policy_ros.core.errors import BundleError, ConfigurationError, DatasetError
 from vla_policy_ros.evaluation.verdict import Tolerances
+from vla_policy_ros.tools.motion_plan import EXECUTOR, ROBOT, ROBOT_TOPIC
+from vla_policy_ros.tools.node_launch import NodeLaunch, make_child
 from vla_policy_ros.tools.replay_plan import (
     POLICY,
     RECORDER,
     REPLAY,
-    NodeLaunch,
     ReplaySettings,
-    make_child,
     make_plan,
     prepare_folder,
 )
@@ -151,6 +151,65 @@ def test_a_replay_has_one_transport_and_one_joint_topic(with_config):
     sources = [{'topic': '/a', 'names': ['joint_0']}, {'topic': '/b', 'names': ['joint_1']}]
     with pytest.raises(ConfigurationError, match='/a, /b'):
         make_plan(with_config(joint_states=sources))
+
+
+def executor_file(folder, **changes):
+    entry = {f'has_{name}_limits': True for name in ('position', 'velocity', 'acceleration')}
+    entry |= {'min_position': -9.0, 'max_position': 9.0, 'max_velocity': 9.0}
+    entry |= {'max_acceleration': 9.0}
+    limits = {'joint_limits': dict.fromkeys(JOINTS, entry)}
+    (folder / 'limits.yaml').write_text(yaml.safe_dump(limits), encoding='utf-8')
+    document = {
+        'limits': {'urdf_topic': '', 'file': 'limits.yaml'},
+        'measured': {'topic': '/robot/joints'},
+        'controllers': [
+            {'kind': 'forward_command', 'name': 'arm', 'topic': 'arm', 'columns': list(JOINTS)}
+        ],
+        **changes,
+    }
+    path = folder / 'executor.yaml'
+    path.write_text(yaml.safe_dump(document), encoding='utf-8')
+    return path
+
+
+def test_an_executor_moves_a_robot_that_the_policy_does_not_see(settings, recording, tmp_path):
+    path = executor_file(tmp_path)
+    nodes = nodes_of(settings, executor=path)
+    assert list(nodes) == [POLICY, ROBOT, EXECUTOR, RECORDER, REPLAY]
+    for name in (ROBOT, EXECUTOR):
+        assert nodes[name].parameters['config'] == str(path)
+        assert nodes[name].remaps == {'/robot/joints': ROBOT_TOPIC, 'joint_states': ROBOT_TOPIC}
+        assert not nodes[name].may_end
+    assert nodes[EXECUTOR].parameters['armed_at_start']
+    assert nodes[ROBOT].parameters['initial_names'] == list(JOINTS)
+    first = recording.source.episode(1).state[0]
+    assert nodes[ROBOT].parameters['initial_positions'] == pytest.approx(first.tolist())
+    assert nodes[RECORDER].parameters['executor'] == str(path)
+    assert nodes[RECORDER].parameters['robot_topic'] == ROBOT_TOPIC
+
+
+def test_without_an_executor_there_is_no_robot(settings):
+    nodes = nodes_of(settings)
+    assert list(nodes) == [POLICY, RECORDER, REPLAY]
+    assert nodes[RECORDER].parameters['executor'] == ''
+
+
+@pytest.mark.parametrize(
+    ('file', 'asked', 'words'),
+    [
+        ({'unused': ['elbow']}, {}, 'elbow'),
+        ({'chunk_topic': 'elsewhere'}, {}, 'elsewhere'),
+        ({'speed': 1}, {}, 'speed'),
+        ({'limits': {'urdf_topic': ''}}, {}, 'joint_0'),
+        ({'limits': {'file': 'limits.yaml'}}, {}, 'urdf_topic'),
+        ({}, {'mode': 'fast'}, 'mode fast'),
+        ({}, {'mode': 'lockstep'}, 'mode lockstep'),
+    ],
+)
+def test_an_executor_that_does_not_fit_is_told(settings, tmp_path, file, asked, words):
+    path = executor_file(tmp_path, **file)
+    with pytest.raises(ConfigurationError, match=words):
+        make_plan(dataclasses.replace(settings, executor=path, **asked))
 
 
 @pytest.mark.parametrize(

@@ -68,13 +68,12 @@ def test_a_deployment_names_its_topics(direct):
     assert summary['cameras'] == {'front': '/camera/front/image_raw, raw'}
     assert summary['joint states'] == {'/joint_states': 'all joints'}
     assert summary['instruction'] == 'topic instruction'
-    assert summary['trajectories'] == 'none'
 
 
 def test_a_deployment_tells_its_outputs_and_its_words(direct):
-    overrides = Overrides(trajectory_topic='/arm/path', instruction='pick the cube', engine='none')
+    overrides = Overrides(chunk_topic='/arm/chunks', instruction='pick the cube', engine='none')
     deployment = overrides.apply(default_deployment(direct.spec, bundle='x'))
     summary = deployment_summary(deployment, direct)
-    assert summary['trajectories'] == '/arm/path'
+    assert summary['chunks'] == '/arm/chunks'
     assert summary['instruction'] == 'pick the cube'
     assert summary['engine'] == 'none'

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,6 +20,23 @@ _MIN_WIDTH_PX = 32
 _SHIFT_PX = 3
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyntheticColumn:
+    """One number of a made-up robot, which swings between two values.
+
+    Attributes:
+        column: What it is.
+        low: Smallest value.
+        high: Largest value.
+        is_measured: Whether it is part of the state; all columns are part of the action.
+    """
+
+    column: Column
+    low: float = -1.0
+    high: float = 1.0
+    is_measured: bool = True
+
+
 class SyntheticDataset:
     """A dataset without files: the same settings give the same numbers and pictures.
 
@@ -27,7 +45,9 @@ class SyntheticDataset:
         num_steps: Steps of each episode, up to 65536.
         step_ns: Time between two steps.
         cameras: Camera name to (height, width) in pixels, at least 16 x 32.
-        num_joints: Number of joints, `joint_0` and so on.
+        num_joints: Number of joints, `joint_0` and so on; of no account with `columns`.
+        columns: The robot's columns; none for `num_joints` joints from -1 to 1 rad.
+        name: Name of the dataset.
         seed: Changes the joints and the colours.
 
     Raises:
@@ -42,24 +62,28 @@ class SyntheticDataset:
         step_ns: int = 33_333_333,
         cameras: Mapping[str, tuple[int, int]],
         num_joints: int = 6,
+        columns: Sequence[SyntheticColumn] = (),
+        name: str = 'synthetic',
         seed: int = 0,
     ) -> None:
         _check_setting('num_steps', num_steps, 1, 2**_NUM_BITS)
-        for name, (height, width) in cameras.items():
-            _check_setting(f'height of {name}', height, _MIN_HEIGHT_PX, 2**16)
-            _check_setting(f'width of {name}', width, _MIN_WIDTH_PX, 2**16)
-        columns = tuple(Column(f'joint_{i}', 'rad') for i in range(num_joints))
+        for camera, (height, width) in cameras.items():
+            _check_setting(f'height of {camera}', height, _MIN_HEIGHT_PX, 2**16)
+            _check_setting(f'width of {camera}', width, _MIN_WIDTH_PX, 2**16)
+        self._columns = tuple(columns) or tuple(
+            SyntheticColumn(column=Column(f'joint_{i}', 'rad')) for i in range(num_joints)
+        )
         self._num_steps = num_steps
         self._seed = seed
         self._info = DatasetInfo(
-            name='synthetic',
+            name=name,
             format='synthetic',
             robot_type='synthetic',
             step_ns=step_ns,
             num_episodes=num_episodes,
             cameras=tuple(DatasetCamera(n, n, *size) for n, size in cameras.items()),
-            state=columns,
-            action=columns,
+            state=tuple(one.column for one in self._columns if one.is_measured),
+            action=tuple(one.column for one in self._columns),
         )
 
     @property
@@ -74,23 +98,30 @@ class SyntheticDataset:
             DatasetError: There is no such episode.
         """
         check_episode_index(index, self._info.num_episodes, 'synthetic dataset')
-        return SyntheticEpisode(index, self._num_steps, self._info, self._seed)
+        return SyntheticEpisode(index, self._num_steps, self._info, self._columns, self._seed)
 
     def close(self) -> None:
         """Do nothing: there are no files."""
 
 
 class SyntheticEpisode:
-    """One made-up episode; the action of a step is the state of the next one."""
+    """One made-up episode; the action of a step is where the robot is at the next one."""
 
-    def __init__(self, index: int, num_steps: int, info: DatasetInfo, seed: int) -> None:
+    def __init__(
+        self,
+        index: int,
+        num_steps: int,
+        info: DatasetInfo,
+        columns: Sequence[SyntheticColumn],
+        seed: int,
+    ) -> None:
         self._index = index
         self._info = info
         self._rng_seed = (seed, index)
         self.stamps_ns: Array = np.arange(num_steps, dtype=np.int64) * info.step_ns
-        joints = _make_joints(num_steps + 1, len(info.state), info.step_ns / 1e9, self._rng_seed)
-        self.state: Array = joints[:-1]
-        self.action: Array = joints[1:]
+        motion = _make_motion(num_steps + 1, columns, info.step_ns / 1e9, self._rng_seed)
+        self.state: Array = motion[:-1, [one.is_measured for one in columns]]
+        self.action: Array = motion[1:]
         self.instructions: Sequence[str] = (f'follow curve {index}',) * num_steps
 
     @property
@@ -162,15 +193,19 @@ def _make_pattern(height: int, width: int, seed: tuple[int, int]) -> Array:
     return pattern
 
 
-def _make_joints(num_rows: int, num_joints: int, step_s: float, seed: tuple[int, int]) -> Array:
-    """Make (num_rows, num_joints) float32 sines of up to 1 rad and 0.5 Hz."""
+def _make_motion(
+    num_rows: int, columns: Sequence[SyntheticColumn], step_s: float, seed: tuple[int, int]
+) -> Array:
+    """Make (num_rows, D) float32 sines within the columns' ranges, of up to 0.5 Hz."""
     rng = np.random.default_rng(seed)
-    amplitude = rng.uniform(0.2, 1.0, num_joints)
-    rate_hz = rng.uniform(0.1, 0.5, num_joints)
-    phase = rng.uniform(0, 2 * np.pi, num_joints)
+    amplitude = rng.uniform(0.2, 1.0, len(columns))
+    rate_hz = rng.uniform(0.1, 0.5, len(columns))
+    phase = rng.uniform(0, 2 * np.pi, len(columns))
     times_s = np.arange(num_rows)[:, None] * step_s
-    joints: Array = (amplitude * np.sin(2 * np.pi * rate_hz * times_s + phase)).astype(np.float32)
-    return joints
+    waves = amplitude * np.sin(2 * np.pi * rate_hz * times_s + phase)
+    low, high = (np.array([getattr(one, end) for one in columns]) for end in ('low', 'high'))
+    motion: Array = ((low + high) / 2 + (high - low) / 2 * waves).astype(np.float32)
+    return motion
 
 
 def _check_setting(name: str, value: int, low: int, high: int) -> None:

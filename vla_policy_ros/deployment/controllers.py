@@ -16,7 +16,7 @@ from vla_policy_ros.core.specs import Column, ColumnKind
 from vla_policy_ros.deployment.config import Milliseconds, Topic
 
 _JOINTS = frozenset({ColumnKind.LINEAR, ColumnKind.ANGLE, ColumnKind.GRIPPER})
-_AXES = ('linear_x', 'linear_y', 'linear_z', 'angular_x', 'angular_y', 'angular_z')
+AXES = ('linear_x', 'linear_y', 'linear_z', 'angular_x', 'angular_y', 'angular_z')
 _Name = Annotated[str, Field(min_length=1)]
 
 
@@ -56,18 +56,30 @@ class ForwardCommand(_JointController):
 
 
 class JointTrajectory(_JointController):
-    """trajectory_msgs/JointTrajectory for a joint_trajectory_controller, at every chunk."""
+    """trajectory_msgs/JointTrajectory for a joint_trajectory_controller: the motion of the next moments and a stop after it.
+
+    Every message repeats the motion that runs and goes on from there, so the controller has to forget the old
+    trajectory when a new one arrives. Humble, Jazzy and Kilted do so as they come. Lyrical needs
+    `allow_trajectory_replacement: false`: with its splicing it would move a message that is under way to its time of
+    arrival. All ends at rest, so `allow_nonzero_velocity_at_trajectory_end` may be anything. Of the other parameters,
+    `interpolation_method` must be `splines`, `cmd_timeout` may be anything, and `interpolate_from_desired_state`
+    (`open_loop_control` on Humble) matters at the start only: true avoids a small step where a joint sags.
+    The controller wraps no angles, and the points go on beyond a full turn.
+    """
 
     kind: Literal['joint_trajectory']
     """What the controller takes."""
     lead_ms: Milliseconds = 50.0
-    """Time from now to where the new motion takes over; it must cover the way of the message, in milliseconds."""
-    blend_ms: Milliseconds = 200.0
-    """Least time in which the offset to the running motion fades out, in milliseconds."""
-    hand_over: Literal['overlap', 'splice'] = 'overlap'
-    """`overlap` begins with the motion that runs; `splice` begins ahead, for Lyrical's trajectory replacement."""
-    last_point: Literal['stop', 'as_is'] = 'stop'
-    """`stop` ends at rest; `as_is` needs `allow_nonzero_velocity_at_trajectory_end` at the controller."""
+    """How far ahead commands are computed, in milliseconds: longer than `every_ms` by a tick and the way of a
+    message to the controller. The robot reacts this much later, and goes on for as long when the executor dies."""
+    every_ms: Milliseconds = 20.0
+    """Time between two messages, in milliseconds."""
+
+    @model_validator(mode='after')
+    def _check_lead(self) -> Self:
+        if self.every_ms >= self.lead_ms:
+            raise ValueError(f'every_ms below lead_ms, which is {self.lead_ms:g}')
+        return self
 
 
 class JointState(_JointController):
@@ -101,7 +113,7 @@ class Twist(_Controller):
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns in the order of the axes that are used."""
-        return tuple(self.axes[axis] for axis in _AXES if axis in self.axes)
+        return tuple(self.axes[axis] for axis in AXES if axis in self.axes)
 
 
 class Pose(_Controller):

@@ -13,8 +13,19 @@ from typing_extensions import Self
 from vla_policy_ros.bundle.strict import StrictModel, find_faults, parse, read_yaml
 from vla_policy_ros.core.errors import ConfigurationError, VlaPolicyError
 from vla_policy_ros.core.specs import Column
-from vla_policy_ros.deployment.config import Milliseconds, OptionalTopic, Topic, to_ns
-from vla_policy_ros.deployment.controllers import Controller, check_controllers, find_repeated
+from vla_policy_ros.deployment.config import (
+    LimitSettings,
+    Milliseconds,
+    OptionalTopic,
+    Topic,
+    to_ns,
+)
+from vla_policy_ros.deployment.controllers import (
+    Controller,
+    JointTrajectory,
+    check_controllers,
+    find_repeated,
+)
 from vla_policy_ros.execution.grippers import GripperRule
 from vla_policy_ros.execution.settings import SchedulerSettings
 from vla_policy_ros.execution.strategies import STRATEGIES
@@ -40,19 +51,6 @@ class StrategySettings(StrictModel):
         if not self.parameters.keys() <= known.keys():
             raise ValueError(f'for {self.name} only the parameters: {", ".join(known) or "none"}')
         return self
-
-
-class LimitSettings(StrictModel):
-    """Where the limits of the joints come from, and what is done when a chunk breaks one."""
-
-    urdf_topic: OptionalTopic = 'robot_description'
-    """Topic of std_msgs/String with the URDF; empty: none. `urdf_file` comes first."""
-    urdf_file: str = ''
-    """URDF file, relative to this file; empty: none."""
-    file: str = ''
-    """Limits file with the keys of MoveIt's joint_limits.yaml, relative to this file; the tighter limit counts."""
-    mode: Literal['clamp', 'reject', 'stretch'] = 'clamp'
-    """`clamp` bends what breaks a limit, `reject` refuses such a chunk, `stretch` slows the motion down."""
 
 
 class FirstAction(StrictModel):
@@ -193,7 +191,8 @@ class ExecutorSettings(StrictModel):
     dry_run: bool = False
     """Whether commands are only reported, not sent."""
     armed_at_start: bool = False
-    """Whether activation arms the executor; false: the arm service does."""
+    """Whether the executor arms itself one second after activation, when a latched stop would have arrived; false: the arm
+    service does."""
     grippers: dict[str, GripperSettings] = Field(default_factory=dict)
     """Gripper column to its settings; those not named snap."""
     controllers: tuple[Controller, ...] = Field(min_length=1)
@@ -208,6 +207,13 @@ class ExecutorSettings(StrictModel):
             raise ValueError(f'controllers with different names, not {", ".join(repeated)} twice')
         if not self.measured.topic and self.first_action.tolerance is not None:
             raise ValueError('first_action.tolerance null where measured.topic is empty')
+        for controller in self.controllers:
+            if isinstance(controller, JointTrajectory):
+                least_ms = controller.every_ms + 1e3 / self.rate_hz
+                if controller.lead_ms < least_ms:
+                    raise ValueError(
+                        f'lead_ms of {controller.name} at least {least_ms:g}, every_ms and a tick'
+                    )
         return self
 
     @property
@@ -250,13 +256,8 @@ def load_executor(path: str | Path) -> ExecutorSettings:
     path = Path(path)
     document = read_yaml(path, ConfigurationError)
     settings = parse(ExecutorSettings, document, str(path), ConfigurationError)
-    limits = settings.limits
-    resolved = {
-        key: str((path.parent / Path(given).expanduser()).resolve())
-        for key, given in (('urdf_file', limits.urdf_file), ('file', limits.file))
-        if given
-    }
-    return settings.model_copy(update={'limits': limits.model_copy(update=resolved)})
+    limits = settings.limits.resolved(path.parent)
+    return settings.model_copy(update={'limits': limits})
 
 
 def find_executor_faults(path: str | Path) -> list[VlaPolicyError]:

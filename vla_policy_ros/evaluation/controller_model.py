@@ -61,7 +61,7 @@ RULES = {
 
 
 class TrajectoryMessage(Protocol):
-    """What the controller reads of a `trajectory_msgs/JointTrajectory` (`Goal` and our `TrajectoryPoints`)."""
+    """What the controller reads of a `trajectory_msgs/JointTrajectory`."""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from html import escape
 
 from vla_policy_ros.evaluation.frames import EncodedFrame
+from vla_policy_ros.evaluation.html_motion import show_executed
 from vla_policy_ros.evaluation.html_parts import Markup, format_number, pill, section, table
 from vla_policy_ros.evaluation.html_results import (
     common_unit,
@@ -18,6 +19,7 @@ from vla_policy_ros.evaluation.html_results import (
     show_timing,
 )
 from vla_policy_ros.evaluation.metrics import Comparison
+from vla_policy_ros.evaluation.motion_recording import MotionRecording
 from vla_policy_ros.evaluation.recording import ChunkRecording
 from vla_policy_ros.evaluation.style import STYLE
 from vla_policy_ros.evaluation.timing import Timing
@@ -30,13 +32,15 @@ def render_html(
     policy: ChunkRecording,
     truth: ChunkRecording,
     frames: Sequence[EncodedFrame] = (),
+    motion: MotionRecording | None = None,
 ) -> str:
-    """Return the page."""
+    """Return the page; `motion` are the commands that the figures of the verdict are of."""
     parts = [
         _header(verdict),
         _checks(verdict.checks),
         _frames(frames),
         show_motion(verdict.comparison, policy, truth=truth),
+        show_executed(verdict, motion, truth=truth),
         show_errors(verdict.comparison),
         show_smoothness(verdict.comparison),
         show_timing(verdict, policy),

@@ -67,14 +67,20 @@ def pill(text: str, style: str) -> Markup:
 
 
 def legend(entries: Sequence[tuple[str, str]]) -> str:
-    """Return a legend of (line style, text)."""
-    keys = ''.join(
-        f'<span><svg viewBox="0 0 26 10" aria-hidden="true"><path class="{style}" d="{shape}"/></svg>'
-        f'{escape(text)}</span>'
-        for style, text in entries
-        for shape in ['M13 10v-8' if style == 'seam' else 'M1 6h24']
-    )
+    """Return a legend of (style of the mark, text)."""
+    keys = ''.join(f'<span>{_key(style)}{escape(text)}</span>' for style, text in entries)
     return f'<div class="legend">{keys}</div>'
+
+
+def _key(style: str) -> str:
+    """Return the sign of a style: an area, an upright mark or a line."""
+    area = '<rect class="{}" x="4" width="18" height="10"/>'
+    line = '<path class="{}" d="{}"/>'
+    if style.startswith('band '):
+        sign = area.format(style)
+    else:
+        sign = line.format(style, 'M13 10v-8' if style in ('seam', 'acted') else 'M1 6h24')
+    return f'<svg viewBox="0 0 26 10" aria-hidden="true">{sign}</svg>'
 
 
 def _align(index: int, right: Sequence[int]) -> str:

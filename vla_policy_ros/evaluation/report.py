@@ -16,6 +16,7 @@ from vla_policy_ros.core.errors import DatasetError
 from vla_policy_ros.evaluation.frames import EncodedFrame, SampleFrame, encode_png, shrink
 from vla_policy_ros.evaluation.html import render_html
 from vla_policy_ros.evaluation.junit import render_junit
+from vla_policy_ros.evaluation.motion_recording import MotionRecording
 from vla_policy_ros.evaluation.recording import ChunkRecording
 from vla_policy_ros.evaluation.verdict import Verdict
 
@@ -24,10 +25,11 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Recordings:
-    """The chunk streams of a run; the truth is empty when nothing was recorded."""
+    """The chunk streams of a run; the truth is empty when nothing was recorded, the motion None without an executor."""
 
     policy: ChunkRecording
     truth: ChunkRecording = field(default_factory=ChunkRecording)
+    motion: MotionRecording | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ def write_reports(
     folder.mkdir(parents=True, exist_ok=True)
     recordings.policy.save(folder / 'policy')
     recordings.truth.save(folder / 'truth')
+    if recordings.motion is not None:
+        recordings.motion.save(folder / 'motion')
     report = Report(
         schema_version=SCHEMA_VERSION,
         passed=verdict.passed,
@@ -110,6 +114,7 @@ def render_report(folder: str | Path) -> Path:
         policy=run.recordings.policy,
         truth=run.recordings.truth,
         frames=run.frames,
+        motion=run.recordings.motion,
     )
     path = Path(folder) / 'report.html'
     path.write_text(page, encoding='utf-8')
@@ -127,7 +132,9 @@ def load_run(folder: str | Path) -> FinishedRun:
     return FinishedRun(
         report=report,
         recordings=Recordings(
-            ChunkRecording.load(folder / 'policy'), ChunkRecording.load(folder / 'truth')
+            ChunkRecording.load(folder / 'policy'),
+            ChunkRecording.load(folder / 'truth'),
+            MotionRecording.load(folder / 'motion') if report.verdict.motion else None,
         ),
         frames=tuple(
             EncodedFrame(frame.camera, frame.stamp_ns, _read_file(_frame_path(folder, frame)))

@@ -14,6 +14,8 @@ from vla_policy_ros.core.dataset import Dataset
 from vla_policy_ros.core.specs import Array
 from vla_policy_ros.evaluation.frames import SampleFrame, take_sample_frames
 from vla_policy_ros.evaluation.metrics import compare
+from vla_policy_ros.evaluation.motion_metrics import ExecutorFacts, measure_motion
+from vla_policy_ros.evaluation.motion_recording import MotionCollector, MotionRecording
 from vla_policy_ros.evaluation.recording import ChunkRecording
 from vla_policy_ros.evaluation.report import Recordings, write_reports
 from vla_policy_ros.evaluation.timing import RunCounts, measure_timing
@@ -26,6 +28,7 @@ class WatchedRun:
     def __init__(self) -> None:
         self.policy = ChunkRecording()
         self.truth = ChunkRecording()
+        self.motion = MotionCollector()
         self._answered: set[int] = set()
         self._refusals: Counter[str] = Counter()
         self._drops: dict[str, int] = {}
@@ -73,6 +76,7 @@ class WatchedRun:
         num_sent: int | None,
         tolerances: Tolerances,
         execution_horizon: int | None = None,
+        executed: tuple[MotionRecording, ExecutorFacts] | None = None,
     ) -> Verdict:
         """Compare, measure and hold the figures against the tolerances.
 
@@ -81,6 +85,7 @@ class WatchedRun:
             num_sent: Reference samples the player sent; None when it did not say.
             tolerances: Limits.
             execution_horizon: Rows executed of every chunk; None takes the distance from chunk to chunk.
+            executed: The commands, and what their executor says; None for a run without an executor.
         """
         counts = RunCounts(
             reference_samples=num_sent,
@@ -94,11 +99,26 @@ class WatchedRun:
             execution_horizon=execution_horizon,
             held=self._held_poses(),
         )
-        timing = measure_timing(self.policy, counts)
-        return judge(run, comparison, timing=timing, tolerances=tolerances)
+        figures = None
+        if executed is not None:
+            motion, facts = executed
+            figures = measure_motion(motion, self.policy, self.truth, executor=facts)
+        return judge(
+            run,
+            comparison,
+            timing=measure_timing(self.policy, counts),
+            tolerances=tolerances,
+            motion=figures,
+        )
 
     def write(
-        self, folder: Path, verdict: Verdict, *, dataset: Dataset | None, episode_index: int
+        self,
+        folder: Path,
+        verdict: Verdict,
+        *,
+        dataset: Dataset | None,
+        episode_index: int,
+        motion: MotionRecording | None = None,
     ) -> Path:
         """Write the reports, with sample frames of the played episode; return the page's path."""
         frames: tuple[SampleFrame, ...] = ()
@@ -108,7 +128,7 @@ class WatchedRun:
                 frames = take_sample_frames(dataset.info, episode)
             finally:
                 episode.close()
-        recordings = Recordings(self.policy, self.truth)
+        recordings = Recordings(self.policy, self.truth, motion)
         return write_reports(folder, verdict, recordings=recordings, sample_frames=frames)
 
     def _held_poses(self) -> Array | None:

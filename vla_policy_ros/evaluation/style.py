@@ -5,10 +5,12 @@ STYLE = """
 :root { color-scheme: light dark;
   --page: #f5f6f8; --card: #ffffff; --ink: #15181d; --muted: #5b6572; --edge: #e1e5ea; --soft: #f0f2f5;
   --policy: #1f66e5; --truth: #9fabb9; --seam: #8a95a3; --span: #e8f0fd;
+  --robot: #c2570c; --start: #e3f3e8; --starved: #fdf0cf; --stopping: #fbe3e1;
   --good: #157347; --good-soft: #e4f4ea; --bad: #bf2a26; --bad-soft: #fce9e8; --warn: #8a5a00; --warn-soft: #fdf3dc; }
 @media (prefers-color-scheme: dark) { :root {
   --page: #0e1116; --card: #161a21; --ink: #e7eaee; --muted: #97a1ae; --edge: #272d36; --soft: #1d222a;
   --policy: #62a4ff; --truth: #5d6875; --seam: #6d7885; --span: #182437;
+  --robot: #f2a65a; --start: #15291d; --starved: #2f2610; --stopping: #351b1a;
   --good: #4cc38a; --good-soft: #12291e; --bad: #ff7b72; --bad-soft: #331716; --warn: #e0b252; --warn-soft: #2c2310; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
@@ -55,6 +57,7 @@ th + th, td + td { padding-left: 10px; }
 .meter.bad i { background: var(--bad); }
 .columns > div { min-width: 0; }
 .columns { display: grid; grid-template-columns: 1fr 1fr; gap: 16px 32px; align-items: start; }
+.columns.after { margin-top: 18px; }
 .columns.uneven { grid-template-columns: 7fr 4.4fr; }
 .joints { display: grid; grid-template-columns: repeat(3, 1fr); gap: 14px 18px; margin-top: 12px; }
 .joints h3 { display: flex; justify-content: space-between; gap: 8px; margin: 0; font-size: 13px; }
@@ -75,6 +78,10 @@ details { margin-top: 8px; } summary { cursor: pointer; color: var(--muted); fon
 .line.tail { stroke: var(--policy); stroke-width: 1; opacity: 0.28; }
 .dots { stroke-width: 4; stroke-linecap: round; }
 .seam { stroke: var(--seam); stroke-width: 1; } .bar { fill: var(--policy); } .span { fill: var(--span); }
+.line.robot { stroke: var(--robot); stroke-width: 1.4; stroke-dasharray: 3 9; }
+.seam.faint { opacity: 0.18; } .acted { stroke: var(--bad); stroke-width: 1.4; }
+.band { stroke: none; } .band.soft_start { fill: var(--start); }
+.band.starved { fill: var(--starved); } .band.stopping { fill: var(--stopping); }
 .limit { stroke: var(--bad); stroke-width: 1.2; stroke-dasharray: 5 4; }
 @media (max-width: 820px) { .columns, .columns.uneven, .cards { grid-template-columns: 1fr; }
   .joints { grid-template-columns: 1fr 1fr; } .head { flex-direction: column-reverse; gap: 8px; } }

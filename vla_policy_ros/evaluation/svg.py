@@ -86,6 +86,12 @@ class Axes:
         path = ''.join(f'M{p:.1f} {self.inner_height}v-{height_px:g}' for p in self.to_x(x))
         return f'<path class="{style}" d="{path}"/>' if path else ''
 
+    def ticks_down(self, x: Array, *, height_px: float, style: str) -> str:
+        """Return marks that hang from the upper edge of the plot area; of those on one pixel only one is drawn."""
+        places = np.unique(np.round(self.to_x(x))) if len(x) else np.zeros(0)
+        path = ''.join(f'M{p:.0f} 0v{height_px:g}' for p in places)
+        return f'<path class="{style}" d="{path}"/>' if path else ''
+
     def bars(self, edges: Array, counts: Array, *, style: str) -> str:
         """Return (B,) bars between (B + 1,) edges, a pixel apart."""
         edges_px, tops = self.to_x(edges), self.to_y(counts)
@@ -94,6 +100,15 @@ class Axes:
             f'<rect class="{style}" x="{left:.1f}" y="{top:.1f}" '
             f'width="{max(width - 1, 1):.1f}" height="{max(self.inner_height - top, 0):.1f}"/>'
             for left, width, top in shapes
+        )
+
+    def bands(self, spans: Iterable[tuple[float, float]], *, style: str) -> str:
+        """Return stretches of x over the whole height, to lie under everything else."""
+        shapes = ((float(self.to_x(low)[0]), float(self.to_x(high)[0])) for low, high in spans)
+        return ''.join(
+            f'<rect class="{style}" x="{left:.1f}" y="0" width="{max(right - left, 0.5):.1f}" '
+            f'height="{self.inner_height}"/>'
+            for left, right in shapes
         )
 
     def rule(self, value: float, label: str, *, style: str, is_vertical: bool = False) -> str:

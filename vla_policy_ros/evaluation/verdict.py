@@ -13,6 +13,7 @@ from pydantic import Field
 from vla_policy_ros.bundle.strict import StrictModel, parse
 from vla_policy_ros.core.errors import ConfigurationError
 from vla_policy_ros.evaluation.metrics import Comparison
+from vla_policy_ros.evaluation.motion_metrics import MotionFigures
 from vla_policy_ros.evaluation.timing import Timing
 
 Limit = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -48,6 +49,18 @@ class Tolerances(StrictModel):
     """Reference samples that were neither answered nor refused."""
     max_sequence_gaps: Count | None = None
     """Chunks published that never arrived."""
+    max_command_mae: Limit | None = None
+    """Mean absolute distance of the executor's commands to the recorded actions of the same moments, while it follows."""
+    max_lag: Limit | None = None
+    """Mean absolute distance of the robot to the commands, on the robot's topic of joint states."""
+    max_starvations: Count | None = None
+    """How often the executor had no row left; the end of a recording is one time."""
+    max_command_jump: Limit | None = None
+    """Largest step of the commands at a seam, from one tick to the next, beyond the motion before it."""
+    max_chunk_age_ms: Limit | None = None
+    """Age of the oldest observation that a command was based on, in milliseconds."""
+    max_lateness_p99_ms: Limit | None = None
+    """99th percentile of how late the executor's ticks came, in milliseconds."""
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any], where: str = 'tolerances') -> Tolerances:
@@ -64,7 +77,8 @@ class Check:
     """One tolerance held against one figure.
 
     Attributes:
-        name: The tolerance, or `chunks`, which every run must meet.
+        name: The tolerance; or `chunks`, which every run must meet, `commands` and `commands_outside_limits`, which
+            every run with an executor must meet.
         got: The figure; None when it could not be measured, and then the check has not passed.
         limit: What it was held against.
         passed: Whether it was kept.
@@ -97,12 +111,13 @@ class RunFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a run was, what was measured, and whether it kept its tolerances."""
+    """What a run was, what was measured, and whether it kept its tolerances; `motion` is None without an executor."""
 
     run: RunFacts
     comparison: Comparison
     timing: Timing
     checks: tuple[Check, ...]
+    motion: MotionFigures | None = None
 
     @property
     def passed(self) -> bool:
@@ -116,11 +131,28 @@ class Verdict:
 
 
 def judge(
-    run: RunFacts, comparison: Comparison, *, timing: Timing, tolerances: Tolerances
+    run: RunFacts,
+    comparison: Comparison,
+    *,
+    timing: Timing,
+    tolerances: Tolerances,
+    motion: MotionFigures | None = None,
 ) -> Verdict:
-    """Hold a run against its tolerances; a run without a chunk fails whatever they are."""
+    """Hold a run against its tolerances.
+
+    A run without a chunk fails whatever they are; so does one with an executor that sends no command, or one command
+    outside of a limit.
+    """
     num_chunks = comparison.num_policy_chunks
     checks = [_check('chunks', num_chunks, 1, 'chunks published', is_upper=False)]
+    if motion is not None:
+        outside = motion.num_outside
+        checks.append(_check('commands', motion.num_commands, 1, 'commands sent', is_upper=False))
+        checks.append(
+            _check(
+                'commands_outside_limits', outside, 0, 'commands outside of limits', is_upper=True
+            )
+        )
     limits = tolerances.model_dump(exclude_none=True)
     if any(name in limits for name in _ERRORS):
         # An error that is small on the columns that were compared says nothing of the others.
@@ -130,7 +162,14 @@ def judge(
         if limit is not None:
             got = measure(comparison, timing)
             checks.append(_check(name, got, limit, what, is_upper=name.startswith('max_')))
-    return Verdict(run=run, comparison=comparison, timing=timing, checks=tuple(checks))
+    for name, (what, measure_motion) in _MOTION_FIGURES.items():
+        limit = limits.get(name)
+        if limit is not None:
+            got = None if motion is None else measure_motion(motion)
+            checks.append(_check(name, got, limit, what, is_upper=True))
+    return Verdict(
+        run=run, comparison=comparison, timing=timing, checks=tuple(checks), motion=motion
+    )
 
 
 def _check(name: str, got: float | None, limit: float, what: str, *, is_upper: bool) -> Check:
@@ -191,4 +230,27 @@ _FIGURES: Mapping[str, tuple[str, Callable[[Comparison, Timing], float | None]]]
     ),
     'max_missing': ('unanswered reference samples', lambda _, timing: timing.counts.missing),
     'max_sequence_gaps': ('lost chunks', lambda _, timing: timing.sequence_gaps),
+}
+_MOTION_FIGURES: Mapping[str, tuple[str, Callable[[MotionFigures], float | None]]] = {
+    'max_command_mae': (
+        'mean distance of commands to the recording',
+        lambda motion: motion.error.mae if motion.error else None,
+    ),
+    'max_lag': (
+        'mean distance of the robot to the commands',
+        lambda motion: motion.lag.mae if motion.lag else None,
+    ),
+    'max_starvations': ('starvations', lambda motion: motion.executor.starvations),
+    'max_command_jump': (
+        'largest step of the commands at a seam',
+        lambda motion: motion.smoothness.max_boundary_jump,
+    ),
+    'max_chunk_age_ms': (
+        'age of the oldest observation in use, ms',
+        lambda motion: motion.chunk_age.max_ms if motion.chunk_age else None,
+    ),
+    'max_lateness_p99_ms': (
+        'lateness of ticks, 99th percentile, ms',
+        lambda motion: motion.executor.lateness_ms.get('p99'),
+    ),
 }

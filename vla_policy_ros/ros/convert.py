@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from builtin_interfaces.msg import Duration, Time
-from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+from builtin_interfaces.msg import Time
 
 from vla_policy_ros.core.chunk import ActionChunk
 from vla_policy_ros.core.errors import ChunkRejectedError
@@ -95,43 +93,3 @@ def chunk_from_message(message: ActionChunkMessage) -> ActionChunk:
         stream_ages_ns=ages_ns,
         stage_latencies_ns=stages_ns,
     )
-
-
-def chunk_to_trajectory(
-    chunk: ActionChunk, *, now_ns: int, lead_ns: int, names: Mapping[str, str]
-) -> JointTrajectory | None:
-    """Return the part of a chunk that still lies ahead as a trajectory for a joint_trajectory_controller.
-
-    Rows earlier than `now_ns + lead_ns` are dropped, so that the first point is reachable. Velocities are central
-    differences; the last point has velocity zero, because the controller refuses a trajectory that ends in motion
-    (`allow_nonzero_velocity_at_trajectory_end` is false by default). Points are relative to the header's stamp.
-
-    Args:
-        chunk: Absolute targets.
-        now_ns: Time on the node's clock.
-        lead_ns: Least time from now to the first point.
-        names: The policy's name to the robot's, for joints that are called differently.
-
-    Returns:
-        The trajectory, or None when fewer than two rows lie ahead: a single point never blends.
-    """
-    times = chunk.times_ns()
-    first = int(np.searchsorted(times, now_ns + lead_ns))
-    if chunk.horizon - first < 2:
-        return None
-    velocities = np.gradient(chunk.actions, chunk.step_ns / _NS_PER_S, axis=0)
-    velocities[-1] = 0.0
-    message = JointTrajectory(joint_names=[names.get(name, name) for name in chunk.names])
-    message.header.stamp = to_time(now_ns)
-    for time_ns, position, velocity in zip(
-        times[first:], chunk.actions[first:], velocities[first:], strict=True
-    ):
-        after_ns = int(time_ns) - now_ns
-        message.points.append(
-            JointTrajectoryPoint(
-                positions=array('d', position.astype(np.float64).tobytes()),
-                velocities=array('d', velocity.astype(np.float64).tobytes()),
-                time_from_start=Duration(sec=after_ns // _NS_PER_S, nanosec=after_ns % _NS_PER_S),
-            )
-        )
-    return message

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.qos import QoSProfile
-from trajectory_msgs.msg import JointTrajectory
 
 from vla_policy_ros.deployment.config import Deployment
 from vla_policy_ros.msg import ActionChunk, ObservationAck, PolicyStatus, StreamStatus
-from vla_policy_ros.ros.convert import chunk_to_message, chunk_to_trajectory, to_time
+from vla_policy_ros.ros.convert import chunk_to_message, to_time
 from vla_policy_ros.ros.inputs import InputState
 from vla_policy_ros.ros.qos import LATCHED, RELIABLE, unmatched_subscribers
 from vla_policy_ros.runtime.outcome import Outcome, PipelineSnapshot
@@ -42,11 +41,6 @@ class PolicyOutputs:
         self._deployment = deployment
         self._policy_id = policy_id
         self._execution = execution
-        self._robot_names = {
-            ours: theirs
-            for source in deployment.joint_states
-            for theirs, ours in source.rename.items()
-        }
         output = deployment.output
         self._now_ns: Callable[[], int] = lambda: int(node.get_clock().now().nanoseconds)
 
@@ -55,20 +49,14 @@ class PolicyOutputs:
 
         self._chunks = publisher(ActionChunk, output.chunk_topic)
         self._acks = publisher(ObservationAck, 'observation_ack')
-        self._trajectories = (
-            publisher(JointTrajectory, output.trajectory_topic)
-            if output.trajectory_topic
-            else None
-        )
         # Status must also be seen while inactive, so these two are plain publishers.
         self._status = node.create_publisher(PolicyStatus, 'policy_status', LATCHED)
         self._diagnostics = node.create_publisher(DiagnosticArray, '/diagnostics', RELIABLE)
 
     def close(self) -> None:
         """Remove every publisher."""
-        for publisher in (self._chunks, self._acks, self._trajectories):
-            if publisher is not None:
-                self._node.destroy_lifecycle_publisher(publisher)
+        for publisher in (self._chunks, self._acks):
+            self._node.destroy_lifecycle_publisher(publisher)
         for publisher in (self._status, self._diagnostics):
             self._node.destroy_publisher(publisher)
 
@@ -77,16 +65,6 @@ class PolicyOutputs:
         if outcome.chunk is not None:
             now_ns = self._now_ns()
             self._chunks.publish(chunk_to_message(outcome.chunk, publish_stamp_ns=now_ns))
-            if self._trajectories is not None:
-                trajectory = chunk_to_trajectory(
-                    outcome.chunk,
-                    now_ns=now_ns,
-                    lead_ns=int(self._deployment.output.trajectory_lead_ms * 1e6),
-                    names=self._robot_names,
-                )
-                if trajectory is not None:
-                    trajectory.header.frame_id = self._deployment.output.frame_id
-                    self._trajectories.publish(trajectory)
         ack = ObservationAck(
             accepted=outcome.chunk is not None,
             sequence=outcome.sequence,
@@ -98,15 +76,21 @@ class PolicyOutputs:
         ack.header.stamp = to_time(outcome.stamp_ns)
         self._acks.publish(ack)
 
-    def publish_status(self, snapshot: PipelineSnapshot, inputs: Sequence[InputState]) -> None:
-        """Publish status and diagnostics."""
+    def publish_status(
+        self,
+        snapshot: PipelineSnapshot,
+        inputs: Sequence[InputState],
+        *,
+        mended: Mapping[str, int],
+    ) -> None:
+        """Publish status and diagnostics; `mended` tells for which limits how many chunks were bent or stretched."""
         problems = [problem for item in inputs for problem in item.problems]
         problems += unmatched_subscribers(
             self._node, self._deployment.output.chunk_topic, RELIABLE
         )
         status = self._status_message(snapshot, inputs)
         self._status.publish(status)
-        self._diagnostics.publish(self._diagnostics_message(status, problems))
+        self._diagnostics.publish(self._diagnostics_message(status, problems, mended))
 
     def _status_message(
         self, snapshot: PipelineSnapshot, inputs: Sequence[InputState]
@@ -155,7 +139,7 @@ class PolicyOutputs:
         return status
 
     def _diagnostics_message(
-        self, status: PolicyStatus, problems: Sequence[str]
+        self, status: PolicyStatus, problems: Sequence[str], mended: Mapping[str, int]
     ) -> DiagnosticArray:
         values = {
             'policy': status.policy_id,
@@ -169,6 +153,7 @@ class PolicyOutputs:
         }
         causes = zip(status.refusal_causes, status.refusal_counts, strict=True)
         values.update({f'refused {cause}': count for cause, count in causes})
+        values.update({f'mended {cause}': count for cause, count in mended.items()})
         for stream in status.streams:
             values[f'{stream.name} rate_hz'] = f'{stream.rate_hz:.1f}'
             values[f'{stream.name} missing'] = stream.missing

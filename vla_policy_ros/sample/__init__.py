@@ -20,3 +20,8 @@ def sample_dataset_path() -> Path:
 def sample_bundle_path() -> Path:
     """Return the folder of the sample policy's bundle."""
     return Path(__file__).parent / 'bundle'
+
+
+def sample_executor_path() -> Path:
+    """Return the executor file of the sample policy on the simulated arm."""
+    return Path(__file__).parent / 'executor.yaml'

@@ -21,11 +21,11 @@ from vla_policy_ros.tools.arguments import (
     read_tolerances,
 )
 from vla_policy_ros.tools.console import print_facts, print_json, print_verdict, say, show_waiting
+from vla_policy_ros.tools.node_launch import make_child
 from vla_policy_ros.tools.replay_plan import (
     RECORDER,
     ReplayPlan,
     ReplaySettings,
-    make_child,
     make_plan,
     prepare_folder,
 )
@@ -33,12 +33,14 @@ from vla_policy_ros.tools.ros_environment import check_ros, claim_free_domain, m
 from vla_policy_ros.tools.session import Session
 
 if TYPE_CHECKING:
+    from vla_policy_ros.evaluation.motion_metrics import MotionFigures
     from vla_policy_ros.evaluation.report import Report
 
 MODES = ('timed', 'lockstep', 'fast')
 _EXAMPLES = """\
   vla-policy replay --dataset ~/datasets/my_robot --bundle bundles/pick_v3 --episode 4 --out runs/pick_v3
   vla-policy replay --dataset sample --bundle sample --episode 11 --mode lockstep --out runs/exact
+  vla-policy replay --dataset sample --bundle sample --episode 11 --out runs/motion --executor my_executor.yaml
   vla-policy replay --dataset run_7.mcap --config config/my_robot.yaml --episode 0 --out runs/run_7 \\
       --tolerances "max_mae: 0.05, max_p99_ms: 80, max_refused: 0"
 """
@@ -55,12 +57,7 @@ def add_parser(subparsers: Subparsers) -> None:
         'hold them against the recorded actions. The nodes run in a ROS domain of their own on this machine.',
         examples=_EXAMPLES,
     )
-    add_dataset(parser)
-    add_bundle(parser, required=False)
-    parser.add_argument(
-        '--episode', type=at_least(0), required=True, metavar='N', help='index of the episode'
-    )
-    parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of the run')
+    _add_subject(parser)
     add_pace(parser)
     parser.add_argument(
         '--config', type=Path, metavar='FILE', help='deployment file: topics, matching, bundle'
@@ -83,6 +80,22 @@ def add_parser(subparsers: Subparsers) -> None:
         help="rows of a true chunk (the policy's reach)",
     )
     add_execution_horizon(parser)
+    parser.add_argument(
+        '--executor',
+        type=Path,
+        metavar='FILE',
+        help='executor file: also execute the chunks on a simulated robot, and judge the commands',
+    )
+
+
+def _add_subject(parser: argparse.ArgumentParser) -> None:
+    """Add what is replayed, and where the run goes."""
+    add_dataset(parser)
+    add_bundle(parser, required=False)
+    parser.add_argument(
+        '--episode', type=at_least(0), required=True, metavar='N', help='index of the episode'
+    )
+    parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of the run')
 
 
 def add_pace(parser: argparse.ArgumentParser) -> None:
@@ -123,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
         rate=args.rate,
         out=args.out,
         config=args.config,
+        executor=args.executor,
         engine=args.engine,
         transport=args.transport,
         faults=args.faults,
@@ -204,9 +218,17 @@ def _print_result(report: Report, out: Path, *, passed: bool, as_json: bool) -> 
             if latency.count
             else 'not measured',
             'answered with a chunk': 'nothing was sent' if share is None else f'{share:.1%}',
+            'commands': _describe_motion(verdict.motion) if verdict.motion else '',
             'report': str(page),
         }
     )
+
+
+def _describe_motion(motion: MotionFigures) -> str:
+    outside = motion.num_outside
+    where = 'limits unknown' if outside is None else f'{outside} outside of limits'
+    error = f', {motion.error.mae:.4g} from the recording on average' if motion.error else ''
+    return f'{motion.num_commands} in {motion.duration_s:.1f} s, {where}{error}'
 
 
 def _as_document(path: Path) -> Any:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a replay consists of: three nodes, their parameters, and how long it takes."""
+"""What a replay consists of: its nodes, their parameters, and how long it takes."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,16 +17,17 @@ from vla_policy_ros.tools.arguments import (
     open_named_dataset,
     read_manifest,
 )
-from vla_policy_ros.tools.session import Child
+from vla_policy_ros.tools.motion_plan import ROBOT_TOPIC, motion_nodes
+from vla_policy_ros.tools.node_launch import NodeLaunch
 
 if TYPE_CHECKING:
-    from vla_policy_ros.bundle.manifest import Action
+    from vla_policy_ros.bundle.manifest import Action, Manifest
     from vla_policy_ros.core.dataset import DatasetInfo
     from vla_policy_ros.deployment.config import Deployment
 
 POLICY, REPLAY, RECORDER = 'policy_node', 'replay_node', 'recorder_node'
 _REPORTS = ('report.json', 'report.xml', 'report.html')
-_RUN_ENTRIES = {*_REPORTS, 'policy', 'truth', 'frames', 'log'}
+_RUN_ENTRIES = {*_REPORTS, 'policy', 'truth', 'motion', 'frames', 'log'}
 _QOS_DEPTH = 64  # as many messages as the replay keeps for a policy that is held up
 
 
@@ -43,6 +43,7 @@ class ReplaySettings:
         rate: Factor on the recorded pace.
         out: Folder of the run.
         config: Deployment file.
+        executor: Executor file: the chunks are executed on a simulated robot; None: they are only recorded.
         engine: Engine of the policy.
         transport: `raw` or `compressed`.
         faults: Faults that the replay injects.
@@ -59,6 +60,7 @@ class ReplaySettings:
     rate: float
     out: Path
     config: Path | None = None
+    executor: Path | None = None
     engine: str = ''
     transport: str = ''
     faults: str = ''
@@ -66,16 +68,6 @@ class ReplaySettings:
     horizon: int | None = None
     execution_horizon: int | None = None
     command: str = ''
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeLaunch:
-    """One node: the module that runs it, its parameters, and topics that are renamed."""
-
-    name: str
-    parameters: Mapping[str, Any]
-    remaps: Mapping[str, str] = field(default_factory=dict)
-    may_end: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +108,8 @@ def make_plan(settings: ReplaySettings) -> ReplayPlan:
         info = dataset.info
         with closing(dataset.episode(settings.episode)) as episode:
             stamps_ns = episode.stamps_ns
+            names = [column.name for column in info.state]
+            first_pose = dict(zip(names, episode.state[0].tolist(), strict=True))
     title = f'{manifest.name} on {info.name}, episode {settings.episode}'
     duration_s = float(stamps_ns[-1] - stamps_ns[0]) / 1e9 / settings.rate
     return ReplayPlan(
@@ -124,6 +118,7 @@ def make_plan(settings: ReplaySettings) -> ReplayPlan:
         duration_s=duration_s if settings.mode == 'timed' else None,
         nodes=(
             _policy_node(settings, bundle),
+            *_motion_nodes(settings, manifest, deployment, first_pose),
             _recorder_node(settings, title, deployment),
             _replay_node(settings, info, manifest.action, deployment),
         ),
@@ -148,20 +143,6 @@ def prepare_folder(folder: Path) -> None:
         )
     for name in _REPORTS:
         (folder / name).unlink(missing_ok=True)
-
-
-def make_child(node: NodeLaunch, folder: Path) -> Child:
-    """Write a node's parameters to `<name>.yaml` in a folder, where no shell can misread them; return its process."""
-    import yaml
-
-    path = folder / f'{node.name}.yaml'
-    document = {'/**': {'ros__parameters': dict(node.parameters)}}
-    path.write_text(yaml.safe_dump(document, width=10**6), encoding='utf-8')
-    command = [sys.executable, '-m', f'vla_policy_ros.ros.nodes.{node.name}', '--ros-args']
-    command += ['--params-file', str(path)]
-    for source, target in node.remaps.items():
-        command += ['-r', f'{source}:={target}']
-    return Child(node.name, tuple(command), may_end=node.may_end)
 
 
 def _load_deployment(settings: ReplaySettings) -> Deployment | None:
@@ -189,6 +170,31 @@ def _policy_node(settings: ReplaySettings, bundle: str) -> NodeLaunch:
     )
 
 
+def _motion_nodes(
+    settings: ReplaySettings,
+    manifest: Manifest,
+    deployment: Deployment | None,
+    first_pose: Mapping[str, float],
+) -> tuple[NodeLaunch, ...]:
+    if settings.executor is None:
+        return ()
+    if settings.mode != 'timed':
+        raise ConfigurationError(
+            '--executor',
+            got=f'mode {settings.mode}, in which time does not run as it does for a robot',
+            expected='mode timed',
+            next_step='Leave --executor out, or choose --mode timed.',
+        )
+    from vla_policy_ros.bundle.bundle import policy_spec
+
+    return motion_nodes(
+        settings.executor,
+        columns=policy_spec(manifest, '').action.columns,
+        first_pose=first_pose,
+        chunk_topic=deployment.output.chunk_topic if deployment else 'action_chunk',
+    )
+
+
 def _recorder_node(
     settings: ReplaySettings, title: str, deployment: Deployment | None
 ) -> NodeLaunch:
@@ -201,6 +207,8 @@ def _recorder_node(
         'dataset': str(dataset_path(settings.dataset)),
         'tolerances': yaml.safe_dump(dict(settings.tolerances), width=10**6),
         'execution_horizon': settings.execution_horizon or 0,
+        'executor': str(settings.executor.absolute()) if settings.executor else '',
+        'robot_topic': ROBOT_TOPIC if settings.executor else '',
         'autostart': True,
     }
     if deployment:

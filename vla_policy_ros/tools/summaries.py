@@ -75,7 +75,6 @@ def deployment_summary(deployment: Deployment, bundle: Bundle) -> Summary:
         'instruction': deployment.instruction.text or f'topic {deployment.instruction.topic}',
         'reference': deployment.reference_stream(spec),
         'chunks': deployment.output.chunk_topic,
-        'trajectories': deployment.output.trajectory_topic or 'none',
     }
 
 

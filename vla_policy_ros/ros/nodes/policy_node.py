@@ -17,13 +17,17 @@ from vla_policy_ros.core.policy import Policy
 from vla_policy_ros.deployment.config import (
     SAMPLE_BUNDLE,
     Deployment,
+    LimitSettings,
     OptionalTopic,
     PolicySettings,
     default_deployment,
     load_deployment,
 )
+from vla_policy_ros.deployment.limits import load_limits
 from vla_policy_ros.deployment.overrides import Overrides
 from vla_policy_ros.engines.settings import EngineSettings
+from vla_policy_ros.execution.motion import commanded_columns
+from vla_policy_ros.policies.checked_policy import CheckedPolicy
 from vla_policy_ros.policies.engine_policy import EnginePolicy
 from vla_policy_ros.policies.registry import load_policy
 from vla_policy_ros.ros.inputs import InputState, PolicyInputs
@@ -31,6 +35,7 @@ from vla_policy_ros.ros.lifecycle import ManagedNode
 from vla_policy_ros.ros.outputs import PolicyOutputs
 from vla_policy_ros.ros.parameters import NodeParameters, dynamic
 from vla_policy_ros.ros.process import run_node
+from vla_policy_ros.ros.robot_description import wait_for_robot_description
 from vla_policy_ros.runtime.outcome import Outcome
 from vla_policy_ros.runtime.pipeline import PolicyPipeline
 from vla_policy_ros.sample import sample_bundle_path
@@ -66,8 +71,6 @@ class PolicyNodeParameters(StrictModel):
     """Transport of every camera; `compressed` appends /compressed to raw topics."""
     chunk_topic: OptionalTopic = ''
     """Topic of the action chunks."""
-    trajectory_topic: OptionalTopic = ''
-    """Topic of multi-point joint trajectories."""
     instruction: str = dynamic('')
     """What the robot is told to do; a message on the instruction topic replaces it."""
     autostart: bool = False
@@ -76,6 +79,8 @@ class PolicyNodeParameters(StrictModel):
     """Messages that wait per topic while the process is busy."""
     status_period_s: float = Field(default=1.0, ge=0.05, le=60.0)
     """Seconds between two status messages."""
+    description_timeout_s: float = Field(default=10.0, ge=0.0, le=600.0)
+    """How long to wait for the robot description while configuring, in seconds."""
 
 
 class PolicyNode(ManagedNode):
@@ -85,6 +90,7 @@ class PolicyNode(ManagedNode):
         super().__init__('policy_node')
         self._settings = NodeParameters(self, PolicyNodeParameters, self._on_parameters)
         self._policy: Policy | None = None
+        self._checked: CheckedPolicy | None = None
         self._deployment: Deployment | None = None
         self._pipeline: PolicyPipeline | None = None
         self._inputs: PolicyInputs | None = None
@@ -109,7 +115,12 @@ class PolicyNode(ManagedNode):
         self._policy = _load_policy(folder, settings)
         spec = self._policy.spec
         deployment = overrides.apply(given or default_deployment(spec, bundle=bundle))
+        policy = self._policy
+        if deployment.limits is not None:
+            self._policy = self._checked = self._check_chunks(policy, deployment.limits)
         self._policy.warmup()
+        # A policy that holds the pose runs no network.
+        execution = str(policy.execution) if isinstance(policy, EnginePolicy) else ''
         self._deployment = deployment
         self._pipeline = PolicyPipeline(
             self._policy,
@@ -117,9 +128,6 @@ class PolicyNode(ManagedNode):
             clock=_RosClock(self.get_clock()),
             on_outcome=self._on_outcome,
         )
-        # A policy that holds the pose runs no network.
-        policy = self._policy
-        execution = str(policy.execution) if isinstance(policy, EnginePolicy) else ''
         self._outputs = PolicyOutputs(
             self, deployment=deployment, policy_id=spec.policy_id, execution=execution
         )
@@ -171,7 +179,18 @@ class PolicyNode(ManagedNode):
             self._outputs = None
         if self._policy is not None:
             self._policy.close()
-            self._policy = None
+            self._policy = self._checked = None
+
+    def _check_chunks(self, policy: Policy, settings: LimitSettings) -> CheckedPolicy:
+        """Put the policy behind the limits of its joints."""
+        text = None
+        if settings.needs_robot_description:
+            text = wait_for_robot_description(
+                self, settings.urdf_topic, self._settings.current.description_timeout_s
+            )
+        columns = commanded_columns(policy.spec.action.columns)
+        limits = load_limits(settings, columns, robot_description=text)
+        return CheckedPolicy(policy, limits, settings.mode)
 
     def _on_outcome(self, outcome: Outcome) -> None:
         if self._outputs is not None:
@@ -194,7 +213,8 @@ class PolicyNode(ManagedNode):
         if self._pipeline is None or self._outputs is None:
             return
         snapshot = self._pipeline.snapshot()
-        self._outputs.publish_status(snapshot, self._found)
+        mended = {} if self._checked is None else self._checked.mended
+        self._outputs.publish_status(snapshot, self._found, mended=mended)
         if snapshot.state != self._last_state:
             self._last_state = snapshot.state
             say = self.get_logger().error if snapshot.state == 'failed' else self.get_logger().info
@@ -227,6 +247,7 @@ def _load_policy(folder: Path, settings: PolicySettings) -> Policy:
         cuda_graph=settings.cuda_graph,
         jpeg=settings.jpeg,
         device=settings.device,
+        rtc=settings.rtc,
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watches a replay: records the policy's chunks and the true ones, and writes the verdict when it is over."""
+"""Watches a replay: records chunks, true chunks and commands, and writes the verdict when it is over."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from vla_policy_ros.evaluation.verdict import RunFacts, Tolerances
 from vla_policy_ros.msg import ActionChunk, ObservationAck, PolicyStatus, ReplayStatus
 from vla_policy_ros.ros.convert import chunk_from_message, to_ns
 from vla_policy_ros.ros.lifecycle import ManagedNode
+from vla_policy_ros.ros.motion_inputs import ExecutorFile, MotionInputs
 from vla_policy_ros.ros.parameters import NodeParameters
 from vla_policy_ros.ros.process import run_node
 from vla_policy_ros.ros.qos import LATCHED, RELIABLE
 from vla_policy_ros.sample import sample_dataset_path
 
 _WATCH_PERIOD_S = 0.1
+_DESCRIPTION_TIMEOUT_S = 10.0
 
 
 class RecorderNodeParameters(StrictModel):
@@ -48,12 +50,17 @@ class RecorderNodeParameters(StrictModel):
     """Topic of the true chunks."""
     joint_topic: str = '/joint_states'
     """Topic of the joint states, for the error of a robot that holds its pose."""
+    executor: str = ''
+    """Executor file of the run: its commands and statuses are recorded and held against its limits; empty: there is
+    no executor."""
+    robot_topic: str = ''
+    """Joint states of the robot that the executor moves, where they are not those that the policy sees."""
     tolerances: str = ''
     """Limits of the verdict as YAML, for example {max_mae: 0.05, min_chunk_share: 0.99}; empty for none."""
     execution_horizon: int = Field(default=0, ge=0, le=4096)
     """Rows that count as executed of every chunk; 0: the distance from one chunk to the next."""
     end_timeout_s: float = Field(default=5.0, ge=0.1, le=600.0)
-    """Longest wait for answers after the last step was sent."""
+    """Longest wait for answers, and for the robot to come to rest, after the last step was sent."""
     autostart: bool = False
     """Configure and activate at once."""
 
@@ -67,6 +74,9 @@ class RecorderNode(ManagedNode):
         self._run = WatchedRun()
         self._tolerances = Tolerances()
         self._inputs: list[Any] = []
+        self._truth_input: Any = None
+        self._executor: ExecutorFile | None = None
+        self._motion: MotionInputs | None = None
         self._timer: Any = None
         self._replay: ReplayStatus | None = None
         self._policy: PolicyStatus | None = None
@@ -75,7 +85,7 @@ class RecorderNode(ManagedNode):
             self.autostart()
 
     def configure(self) -> None:
-        """Check the output folder and the tolerances."""
+        """Check the output folder, the tolerances and the executor file."""
         p = self._settings
         if not p.out:
             raise ConfigurationError(
@@ -86,6 +96,8 @@ class RecorderNode(ManagedNode):
             )
         Path(p.out).mkdir(parents=True, exist_ok=True)
         self._tolerances = Tolerances.from_dict(yaml.safe_load(p.tolerances or '{}'))
+        if p.executor:
+            self._executor = ExecutorFile(self, p.executor, timeout_s=_DESCRIPTION_TIMEOUT_S)
 
     def activate(self) -> None:
         """Subscribe; the true chunks come last, because the replay waits for that subscriber."""
@@ -99,6 +111,9 @@ class RecorderNode(ManagedNode):
             subscribe(ReplayStatus, 'replay_status', self._on_replay, LATCHED),
             subscribe(JointState, p.joint_topic, self._on_joints, RELIABLE),
         ]
+        if self._executor is not None:
+            settings, collector = self._executor.settings, self._run.motion
+            self._motion = MotionInputs(self, settings, collector, robot_topic=p.robot_topic)
         wall = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = self.create_timer(_WATCH_PERIOD_S, self._watch, clock=wall)
 
@@ -107,6 +122,11 @@ class RecorderNode(ManagedNode):
         if self._timer is not None:
             self.destroy_timer(self._timer)
             self._timer = None
+        if self._motion is not None:
+            self._motion.close()
+        if self._truth_input is not None:
+            self._inputs.append(self._truth_input)
+            self._truth_input = None
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
         self._inputs = []
@@ -148,11 +168,12 @@ class RecorderNode(ManagedNode):
         self._replay = message
 
     def _watch(self) -> None:
-        if self._policy is not None and len(self._inputs) == 5:
-            # The policy is there: its chunks will not be missed, so the replay may begin.
+        if self._truth_input is None and self._is_ready():
+            # Nothing of theirs will be missed, so the replay may begin.
             topic = self._settings.truth_topic
-            truth = self.create_subscription(ActionChunk, topic, self._on_truth, RELIABLE)
-            self._inputs.append(truth)
+            self._truth_input = self.create_subscription(
+                ActionChunk, topic, self._on_truth, RELIABLE
+            )
         replay = self._replay
         if replay is None or replay.state not in ('finished', 'failed'):
             return
@@ -160,19 +181,35 @@ class RecorderNode(ManagedNode):
         if self._finished_s is None:
             self._finished_s = now_s
         waited_s = now_s - self._finished_s
-        if (
-            self._run.num_answered >= replay.steps_sent and waited_s > _WATCH_PERIOD_S
-        ) or waited_s > self._settings.end_timeout_s:
+        if (self._is_over(replay) and waited_s > _WATCH_PERIOD_S) or (
+            waited_s > self._settings.end_timeout_s
+        ):
             self.deactivate()
             self._write(replay)
 
+    def _is_ready(self) -> bool:
+        """Whether policy and executor are there."""
+        return self._policy is not None and (self._motion is None or self._motion.is_ready)
+
+    def _is_over(self, replay: ReplayStatus) -> bool:
+        """Whether every step was answered and the robot is still."""
+        is_answered = self._run.num_answered >= replay.steps_sent
+        return is_answered and (self._motion is None or self._motion.is_over)
+
     def _write(self, replay: ReplayStatus) -> None:
         p = self._settings
+        executed = None
+        if self._executor is not None and self._motion is not None:
+            columns, status = self._run.policy.columns, self._motion.status
+            executed = self._executor.finish(
+                self._run.motion, columns, status, robot_topic=p.robot_topic
+            )
         verdict = self._run.judge(
             self._facts(replay),
             num_sent=int(replay.steps_sent),
             tolerances=self._tolerances,
             execution_horizon=p.execution_horizon or None,
+            executed=executed,
         )
         dataset = None
         if p.dataset:
@@ -180,7 +217,11 @@ class RecorderNode(ManagedNode):
                 sample_dataset_path() if p.dataset == 'sample' else Path(p.dataset)
             )
         page = self._run.write(
-            Path(p.out), verdict, dataset=dataset, episode_index=max(replay.episode, 0)
+            Path(p.out),
+            verdict,
+            dataset=dataset,
+            episode_index=max(replay.episode, 0),
+            motion=executed[0] if executed else None,
         )
         if dataset is not None:
             dataset.close()
