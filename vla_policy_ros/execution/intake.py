@@ -109,7 +109,11 @@ class Intake:
 
     def find_fault(self, chunk: ActionChunk, now_ns: int) -> tuple[str, str] | None:
         """Return cause and sentence when a chunk must not be taken."""
-        return self._find_misfit(chunk) or self._find_stale(chunk, now_ns)
+        return (
+            self._find_misfit(chunk)
+            or self._find_wrong_instruction(chunk)
+            or self._find_stale(chunk, now_ns)
+        )
 
     def take(self, chunk: ActionChunk, end_ns: int) -> Ticket:
         """Take a chunk that has no fault; the first one tells epoch, policy and instruction."""
@@ -185,15 +189,18 @@ class Intake:
             return 'policy_changed', f'got policy {chunk.policy_id!r}, armed with {known!r}'
         return None
 
+    def _find_wrong_instruction(self, chunk: ActionChunk) -> tuple[str, str] | None:
+        awaited, given, now = self.awaited_instruction, chunk.instruction, self.instruction_id
+        if awaited and given.text != awaited:
+            return 'other_instruction', f'got {given.text!r}, armed for {awaited!r}'
+        is_old_epoch = self._epoch is not None and chunk.epoch < self._epoch
+        if now is not None and given.instruction_id < now and not is_old_epoch:
+            return 'old_instruction', f'got {given.instruction_id}, now it is {now}'
+        return None
+
     def _find_stale(self, chunk: ActionChunk, now_ns: int) -> tuple[str, str] | None:
         if self._epoch is not None and chunk.epoch < self._epoch:
             return 'stale_epoch', f'got epoch {chunk.epoch}, now it is {self._epoch}'
-        awaited, text = self.awaited_instruction, chunk.instruction.text
-        if awaited and text != awaited:
-            return 'other_instruction', f'got {text!r}, armed for {awaited!r}'
-        instruction_id = chunk.instruction.instruction_id
-        if self.instruction_id is not None and instruction_id < self.instruction_id:
-            return 'old_instruction', f'got {instruction_id}, now it is {self.instruction_id}'
         stamp_ns = chunk.observation_stamp_ns
         if stamp_ns > now_ns + self._settings.time_jump_ns:
             return 'future_stamp', f'observed {_tell_ms(stamp_ns - now_ns)} after now'
