@@ -12,6 +12,7 @@ from vla_policy_ros.core.latency import Window
 
 _MAX_SEGMENTS = 1024
 _WINDOW = 256
+_ROUNDING = 0.01  # steps; times are rounded to ticks and nanoseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ class DelayTracker:
         executed = (used_ns - last_ns) / step_ns
         self._steps.add(delay)
         told = f'delay d = {delay:.1f}, execution horizon s = {executed:.1f}, rows K = {horizon}'
-        if delay > executed:
+        if delay > executed + _ROUNDING:
             return 'delay_above_horizon', f'{told}: expected d <= s.'
         if executed > horizon - delay:
             return 'horizon_above_rest', f'{told}: expected s <= K - d.'

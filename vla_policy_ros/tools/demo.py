@@ -22,7 +22,7 @@ TOLERANCES = {
 }
 """Limits of the demo: wide enough for any laptop, too narrow for a policy that does not look."""
 
-MOTION_TOLERANCES = {'max_command_mae': 0.08, 'max_lag': 0.05, 'max_starvations': 5}
+MOTION_TOLERANCES = {'max_command_mae': 0.08, 'max_lag': 0.05, 'max_starvations': 3}
 """Limits of the motion; the end of the recording is one time that no row is left, a machine that is held up makes more."""
 
 _EXAMPLES = """\
