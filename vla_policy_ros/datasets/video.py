@@ -95,6 +95,9 @@ def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     """Open a file and its first video stream; PyAV keeps the memory of a container until it is closed."""
     if not path.is_file():
         raise missing_file(path, 'a video file')
+    # torchvision lets PyAV log through Python: a decoder's thread then waits for the interpreter, which waits for it when
+    # a half-read file is closed.
+    av.logging.set_level(None)
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:

@@ -53,7 +53,7 @@ def create_untrained_bundle(
         DatasetError: The dataset has no episode, or neither state nor action (`no_columns`).
         BundleError: The folder is not empty (`folder_not_empty`).
     """
-    _check_empty(folder)
+    check_empty(folder)
     info = dataset.info
     numbers = _read_numbers(dataset)
     words = _vocabulary(numbers.texts)
@@ -78,7 +78,12 @@ def create_untrained_bundle(
     return _prove(folder, manifest, dataset)
 
 
-def _check_empty(folder: Path) -> None:
+def check_empty(folder: Path) -> None:
+    """Make the folder of a new bundle.
+
+    Raises:
+        BundleError: It holds something (`folder_not_empty`).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     found = sorted(path.name for path in folder.iterdir())
     if found:

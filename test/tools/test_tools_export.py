@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import sys
+from types import ModuleType
+
+import pytest
+
+from vla_policy_ros.core.errors import MissingDependencyError
+from vla_policy_ros.export.lerobot.library import require_lerobot
+from vla_policy_ros.tools.main import main
+
+MISSING = [
+    ({'torch': None}, 'pip install torch onnxscript'),
+    ({'torch': ModuleType('torch'), 'onnxscript': None}, 'pip install torch onnxscript'),
+    (
+        {'torch': ModuleType('torch'), 'onnxscript': ModuleType('onnxscript'), 'lerobot': None},
+        'pip install lerobot',
+    ),
+]
+
+
+@pytest.mark.parametrize(('modules', 'remedy'), MISSING, ids=['torch', 'onnxscript', 'lerobot'])
+def test_a_missing_library_names_the_remedy(monkeypatch, modules, remedy):
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    with pytest.raises(MissingDependencyError, match=remedy):
+        require_lerobot('policies.factory')
+
+
+def test_the_command_says_so_too(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    words = ['--random-init', 'act', '--dataset', 'sample', '--out', str(tmp_path / 'b')]
+    assert main(['export', 'lerobot', *words, '--json']) == 1
+    assert json.loads(capsys.readouterr().out)['error']['code'] == 'missing_dependency'
+
+
+@pytest.mark.parametrize(
+    ('words', 'code'),
+    [
+        ([], 'no_checkpoint'),
+        (['folder', '--random-init', 'act'], 'no_checkpoint'),
+        (['--random-init', 'act'], 'no_dataset'),
+        (['--random-init', 'smolvla', '--dataset', 'sample'], 'unsupported_policy'),
+    ],
+    ids=['nothing', 'both', 'dataset', 'family'],
+)
+def test_wrong_options_are_refused(tmp_path, capsys, words, code):
+    assert main(['export', 'lerobot', *words, '--out', str(tmp_path / 'b'), '--json']) == 2
+    assert json.loads(capsys.readouterr().out)['error']['code'] == code
+
+
+def test_a_folder_without_a_checkpoint_is_named(tmp_path, capsys):
+    words = [str(tmp_path), '--fps', '30', '--out', str(tmp_path / 'b')]
+    assert main(['export', 'lerobot', *words]) == 1
+    assert 'config.json' in capsys.readouterr().err

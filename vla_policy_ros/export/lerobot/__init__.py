@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From LeRobot checkpoints to bundles; needs lerobot and torch, which are imported when a checkpoint is loaded."""

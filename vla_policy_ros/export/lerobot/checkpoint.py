@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a LeRobot checkpoint says of itself, read from its files without lerobot.
+
+A folder with `config.json`, `model.safetensors`, and since lerobot 0.4 the processors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vla_policy_ros.export.lerobot.faults import bad_checkpoint
+from vla_policy_ros.export.lerobot.processors import Processors, read_json, read_processors
+from vla_policy_ros.export.lerobot.rules import Rule
+from vla_policy_ros.export.lerobot.tensor_file import TensorFile
+
+CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
+STATE, ACTION = 'observation.state', 'action'
+"""Keys of LeRobot's features."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFeature:
+    """One camera: the network's key, the dataset's, height and width in pixels, and its normalisation."""
+
+    key: str
+    source: str
+    height: int
+    width: int
+    rule: Rule
+
+
+@dataclass(frozen=True, slots=True)
+class VectorFeature:
+    """State or action: the number of columns and their normalisation."""
+
+    width: int
+    rule: Rule
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """A checkpoint.
+
+    Attributes:
+        folder: Where it lies.
+        config: `config.json`.
+        images: Cameras in the order of the network.
+        state: The state.
+        action: The action.
+        weights: Names of all tensors in `model.safetensors`.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    images: tuple[ImageFeature, ...]
+    state: VectorFeature
+    action: VectorFeature
+    weights: frozenset[str]
+
+    @property
+    def policy_type(self) -> str:
+        """LeRobot's name of the model family, such as `act`."""
+        return str(self.config['type'])
+
+    @property
+    def weights_path(self) -> Path:
+        """The file with the weights."""
+        return self.folder / WEIGHTS
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        BundleError: A file is missing or broken (`bad_checkpoint`), or the policy takes what a bundle cannot give it
+            (`unknown_feature`, `unknown_normalization`, `unknown_step`).
+    """
+    config = read_json(folder / CONFIG)
+    where = folder / CONFIG
+    weights = TensorFile(folder / WEIGHTS)
+    processors = read_processors(folder, _modes(config), weights)
+    try:
+        inputs, outputs = config['input_features'], config['output_features']
+        kinds = {key: feature['type'] for key, feature in inputs.items()}
+        shapes = {key: tuple(map(int, feature['shape'])) for key, feature in inputs.items()}
+        action_shape = tuple(map(int, outputs[ACTION]['shape']))
+        str(config['type'])
+    except (KeyError, TypeError, AttributeError, ValueError) as fault:
+        raise bad_checkpoint(
+            where,
+            got=f'no usable {fault}',
+            expected='type, input_features and output_features with an action',
+            next_step='Save the policy again with save_pretrained() of lerobot.',
+        ) from fault
+    _check_kinds(where, kinds, shapes)
+    images = tuple(
+        _image(key, shapes[key], processors) for key, kind in kinds.items() if kind == 'VISUAL'
+    )
+    state = VectorFeature(
+        shapes[STATE][0], processors.read_input(STATE, 'STATE', shapes[STATE][0])
+    )
+    rule = processors.read_output(ACTION, 'ACTION', action_shape[0])
+    return Checkpoint(
+        folder, config, images, state, VectorFeature(action_shape[0], rule), weights.names
+    )
+
+
+def _modes(config: Mapping[str, Any]) -> dict[str, str]:
+    modes = config.get('normalization_mapping')
+    return dict(modes) if isinstance(modes, dict) else {}
+
+
+def _image(key: str, shape: tuple[int, ...], processors: Processors) -> ImageFeature:
+    colors, height, width = shape
+    return ImageFeature(
+        key=key,
+        source=processors.sources.get(key, key),
+        height=height,
+        width=width,
+        rule=processors.read_input(key, 'VISUAL', colors),
+    )
+
+
+def _check_kinds(
+    where: Path, kinds: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuse inputs that no observation holds; LeRobot itself cannot run these policies without a state."""
+    odd = [key for key, kind in kinds.items() if kind not in ('VISUAL', 'STATE')]
+    odd += [
+        key
+        for key, kind in kinds.items()
+        if kind == 'VISUAL' and (len(shapes[key]) != 3 or shapes[key][0] != 3)
+    ]
+    if odd or len(shapes.get(STATE, ())) != 1:
+        raise bad_checkpoint(
+            where,
+            got=f'the inputs {", ".join(f"{key} {list(shapes[key])}" for key in kinds)}',
+            expected=f'{STATE} of one dimension, and colour images [3, height, width]',
+            next_step='Train a policy on these inputs alone.',
+            code='unknown_feature',
+        )

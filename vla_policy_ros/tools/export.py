@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vla-policy export`: a bundle of a checkpoint of another library."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack, closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from vla_policy_ros.core.errors import ConfigurationError
+from vla_policy_ros.tools.arguments import (
+    Subparsers,
+    add_command,
+    at_least,
+    in_range,
+    open_named_dataset,
+)
+from vla_policy_ros.tools.console import print_facts, print_json, print_table, show_waiting
+from vla_policy_ros.tools.summaries import bundle_summary, to_text
+
+if TYPE_CHECKING:
+    from vla_policy_ros.core.dataset import Dataset
+    from vla_policy_ros.evaluation.parity import Parity
+    from vla_policy_ros.export.lerobot.convert import Export
+
+_EXAMPLES = """\
+  vla-policy export lerobot outputs/train/act_pick/checkpoints/last/pretrained_model --out bundles/pick --dataset ~/datasets/pick
+  vla-policy export lerobot my_checkpoint --out bundles/pick --fps 30
+  vla-policy export lerobot --random-init act --dataset sample --out bundles/shape_of_act     weights that mean nothing
+"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = add_command(
+        subparsers,
+        'export',
+        run=run,
+        summary='make a bundle of a checkpoint',
+        description="Load a checkpoint with its library's own classes, turn it into ONNX networks, statistics and bundle.yaml, "
+        'and compare every network and the whole policy with the library. Runs where that library and torch are installed; '
+        'the bundle needs neither. LeRobot: act, diffusion.',
+        examples=_EXAMPLES,
+    )
+    parser.add_argument('library', choices=('lerobot',), help='library of the checkpoint')
+    parser.add_argument(
+        'checkpoint',
+        nargs='?',
+        type=Path,
+        metavar='CHECKPOINT',
+        help='folder with config.json and model.safetensors',
+    )
+    parser.add_argument(
+        '--out', required=True, type=Path, metavar='BUNDLE', help='new or empty folder'
+    )
+    parser.add_argument(
+        '--dataset',
+        metavar='D',
+        help='dataset of the training, or `sample`: names of cameras and joints, rate, observation of the probe',
+    )
+    parser.add_argument(
+        '--fps',
+        type=in_range(0.1, 1000),
+        metavar='F',
+        help="steps per second of the training data (the dataset's)",
+    )
+    parser.add_argument(
+        '--random-init',
+        metavar='TYPE',
+        help='instead of a checkpoint: the default architecture of this type for the dataset, with random weights',
+    )
+    parser.add_argument(
+        '--seed', type=at_least(0), default=0, metavar='S', help='seed of these weights (0)'
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the bundle and print what it holds and how near it came; returns 0.
+
+    Raises:
+        VlaPolicyError: An option, the checkpoint or the dataset is wrong, lerobot or torch is not installed, or the bundle
+            computes something else than the library.
+    """
+    from vla_policy_ros.export.lerobot.convert import export_checkpoint
+
+    _check_source(args)
+    with ExitStack() as stack:
+        dataset = None
+        if args.dataset:
+            dataset = stack.enter_context(closing(open_named_dataset(args.dataset)))
+        folder, origin = args.checkpoint, str(args.checkpoint)
+        if folder is None:
+            assert dataset  # refused by _check_source
+            folder = Path(stack.enter_context(TemporaryDirectory())) / 'random_init'
+            origin = f'{args.library} {args.random_init}, random weights, seed {args.seed}'
+            _write_random(args, folder, dataset)
+        stack.enter_context(show_waiting(f'exporting {origin}'))
+        step_ns = round(1e9 / args.fps) if args.fps else None
+        export = export_checkpoint(
+            folder, args.out, dataset=dataset, step_ns=step_ns, origin=origin
+        )
+    if args.json:
+        print_json(_document(args, export))
+    else:
+        _print_text(args, export)
+    return 0
+
+
+def _check_source(args: argparse.Namespace) -> None:
+    if (args.checkpoint is None) == (args.random_init is None):
+        raise ConfigurationError(
+            'CHECKPOINT',
+            got='both a folder and --random-init' if args.checkpoint else 'no folder',
+            expected='a folder, or --random-init TYPE',
+            next_step='Name one of them.',
+            code='no_checkpoint',
+        )
+    if args.random_init and not args.dataset:
+        raise ConfigurationError(
+            '--dataset',
+            got='nothing',
+            expected='a dataset, whose cameras and joints the policy is made for',
+            next_step='Name one; `--dataset sample` is always there.',
+            code='no_dataset',
+        )
+
+
+def _write_random(args: argparse.Namespace, folder: Path, dataset: Dataset) -> None:
+    from vla_policy_ros.export.lerobot.random_init import write_random_checkpoint
+
+    write_random_checkpoint(folder, dataset, policy_type=args.random_init, seed=args.seed)
+
+
+def _document(args: argparse.Namespace, export: Export) -> dict[str, Any]:
+    return {
+        'bundle': str(args.out),
+        'summary': bundle_summary(export.bundle),
+        'executed_rows': export.executed_rows,
+        'parity': [
+            {'part': name, 'cosine': parity.cosine, 'max_error': parity.max_error}
+            for name, parity in _parts(export).items()
+        ],
+    }
+
+
+def _print_text(args: argparse.Namespace, export: Export) -> None:
+    print_facts({'bundle': str(args.out), **to_text(bundle_summary(export.bundle))})
+    print(f'\nHow near ONNX Runtime on the CPU comes to {args.library}:')
+    rows = [
+        (name, f'{parity.cosine:.6f}', f'{parity.max_error:.1e}')
+        for name, parity in _parts(export).items()
+    ]
+    print_table(('part', 'cosine', 'max error'), rows, right=(1, 2))
+    print(f'\nThe policy was made to execute {export.executed_rows} rows of a chunk.')
+
+
+def _parts(export: Export) -> dict[str, Parity]:
+    return {**export.stages, 'policy': export.policy}
