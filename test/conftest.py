@@ -26,7 +26,9 @@ _IMPORTED = {
     'test_gpu_context': 'nvrtc',
     'test_gpu_device': 'nvrtc',
     'test_gpu_graph': 'nvrtc',
+    'test_engines_openvino': 'openvino',
     'test_engines_tensorrt_build': 'tensorrt_rtx',
+    'test_export_lerobot': 'lerobot',
     'test_export_stage_plans': 'tensorrt_rtx',
     'test_tools_build': 'tensorrt_rtx',
 }

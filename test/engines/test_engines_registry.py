@@ -7,14 +7,20 @@ from support.bundles import save_doubler
 
 from vla_policy_ros.core.errors import ConfigurationError, MissingDependencyError
 from vla_policy_ros.engines.onnxruntime import OnnxRuntimeEngine
-from vla_policy_ros.engines.registry import ENGINES, engine_memory, load_engine
+from vla_policy_ros.engines.registry import (
+    ENGINES,
+    engine_memory,
+    load_engine,
+    takes_precision,
+)
 from vla_policy_ros.engines.settings import EngineSettings
 
 
 def test_every_engine_has_a_place_for_its_tensors():
     memories = {name: engine_memory(name) for name in ENGINES}
     assert set(memories.values()) == {'host', 'device'}
-    assert [name for name in ENGINES if memories[name] == 'host'] == ['onnxruntime', 'torch_cpu']
+    on_host = [name for name in ENGINES if memories[name] == 'host']
+    assert on_host == ['onnxruntime', 'openvino', 'openvino_gpu', 'openvino_npu', 'torch_cpu']
 
 
 def test_settings_reach_the_engine(tmp_path):
@@ -41,6 +47,8 @@ def test_unknown_engine_is_told_what_exists(tmp_path):
         ('torch', 'torch', 'torch', 'pip install torch'),
         ('torch_compile', 'torch', 'torch', 'pip install torch'),
         ('torch_cpu', 'torch', 'torch', 'pip install torch'),
+        ('openvino', 'openvino', 'openvino', 'pip install openvino'),
+        ('openvino_npu', 'openvino', 'openvino', 'pip install openvino'),
     ],
 )
 def test_missing_library_is_told_how_to_install(
@@ -51,6 +59,14 @@ def test_missing_library_is_told_how_to_install(
     with pytest.raises(MissingDependencyError, match=remedy) as caught:
         load_engine(name, tmp_path / 'doubler.onnx')
     assert caught.value.code == 'missing_dependency'
+
+
+def test_precisions_that_can_be_asked_for():
+    assert takes_precision('tensorrt', 'fp8')
+    assert takes_precision('openvino', 'bf16')
+    assert takes_precision('openvino_npu', 'fp16')
+    assert not takes_precision('openvino', 'fp16')
+    assert not takes_precision('onnxruntime', 'bf16')
 
 
 def test_registry_imports_no_library():

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from vla_policy_ros.bundle.limits import AccuracyLimit
-from vla_policy_ros.evaluation.parity import Parity, measure_parity
+from vla_policy_ros.evaluation.parity import Parity, measure_columns, measure_parity
 
 LIMIT = AccuracyLimit(min_cosine=0.99, max_error=0.1)
 
@@ -35,6 +35,31 @@ def test_errors_are_relative_to_large_references_only():
 )
 def test_limits(cosine, max_error, passed):
     assert Parity(cosine, max_error, 0.0, 1).is_within(LIMIT) is passed
+
+
+@pytest.mark.parametrize(
+    ('cosine', 'max_error', 'grade'),
+    [
+        (0.995, 0.05, 'PASS'),
+        (0.9949, 0.05, 'WARN'),
+        (1.0, 0.0501, 'WARN'),
+        (0.99, 0.1, 'WARN'),
+        (0.99, 0.101, 'FAIL'),
+        (np.nan, 0.0, 'FAIL'),
+        (1.0, np.nan, 'FAIL'),
+    ],
+)
+def test_grades(cosine, max_error, grade):
+    assert Parity(cosine, max_error, 0.0, 1).grade(LIMIT) == grade
+
+
+def test_columns_are_measured_in_the_unit_of_the_whole():
+    reference = np.array([[[10.0, 1.0], [-10.0, 0.0]]])
+    found = reference + np.array([0.0, 0.1])
+    left, right = measure_columns(found, reference)
+    assert (left.max_error, left.cosine, left.count) == (0.0, pytest.approx(1.0), 2)
+    assert (right.max_error, right.mean_error) == pytest.approx((0.01, 0.01))
+    assert max(left.max_error, right.max_error) == measure_parity(found, reference).max_error
 
 
 def test_joined_takes_the_worst_and_weighs_the_mean():

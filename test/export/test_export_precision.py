@@ -82,6 +82,27 @@ def test_results_stay_within_the_limits_and_borders_keep_their_types(network, pr
     build_rtx(out)
 
 
+@pytest.mark.parametrize('target', ['fp32', 'fp16', 'bf16'])
+def test_inputs_that_are_left_out_at_the_end_are_dropped(target, tmp_path):
+    nodes = [
+        node('Clip', ['x', 'least', ''], 'bounded'),
+        node('Clip', ['bounded', '', 'most'], 'held'),  # this place must stay
+        node('Clip', ['held', '', ''], 'y'),
+    ]
+    ends = {'least': np.array(-0.5, np.float32), 'most': np.array(0.5, np.float32)}
+    source = save_chain(tmp_path / 'in.onnx', nodes, ends)
+    out = tmp_path / 'out.onnx'
+    convert_precision(source, out, target)
+    clips = [n for n in onnx.load(out).graph.node if n.op_type == 'Clip']
+    assert [len(n.input) for n in clips] == [2, 3, 1]
+    assert clips[1].input[1] == ''
+    inputs = {'x': np.linspace(-1, 1, 2 * WIDTH, dtype=np.float32).reshape(2, WIDTH)}
+    if target == 'bf16':
+        return  # ONNX Runtime has no Clip of it
+    (found,), (wanted,) = run_onnx(out, inputs), run_onnx(source, inputs)
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+
+
 def test_fp32_is_the_same_network(network, tmp_path):
     out = tmp_path / 'same.onnx'
     report = convert_precision(network, out, 'fp32')

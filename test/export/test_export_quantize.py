@@ -24,17 +24,20 @@ from support.networks import (
 from vla_policy_ros.bundle.bundle import load_bundle
 from vla_policy_ros.core.errors import ConfigurationError, EngineError
 from vla_policy_ros.datasets.registry import open_dataset
+from vla_policy_ros.engines.plans import network_hash
+from vla_policy_ros.engines.settings import EngineSettings
 from vla_policy_ros.evaluation.sampling import sample_observations
 from vla_policy_ros.export import calibration as calibration_module
 from vla_policy_ros.export.calibration import (
     Calibration,
+    NetworkRanges,
     calibrate,
     read_calibration,
     write_calibration,
 )
 from vla_policy_ros.export.element_types import encode_fp8
 from vla_policy_ros.export.onnx_network import OnnxNetwork
-from vla_policy_ros.export.prepare import prepare_network
+from vla_policy_ros.export.prepare import choose_loader, prepare_network
 from vla_policy_ros.export.quantize import find_products, quantize, round_scale
 from vla_policy_ros.policies.stage_probe import StageProbe
 from vla_policy_ros.sample import sample_bundle_path, sample_dataset_path
@@ -126,10 +129,10 @@ def test_names_can_be_left_out(tmp_path):
     source = save_attention(tmp_path / 'in.onnx')
     ranges = ranges_of(source, example_inputs(source))
     out = tmp_path / 'out.onnx'
-    report = quantize(source, out, precision='int8', ranges=ranges, leave_out=['q'])
-    assert (report.products, report.left_out) == (('k', 'v'), ('q',))
+    report = quantize(source, out, precision='int8', ranges=ranges, leave_out={'q': 'why'})
+    assert (report.products, report.left_out) == (('k', 'v'), {'q': 'why'})
     with pytest.raises(EngineError, match='nobody') as caught:
-        quantize(source, out, precision='int8', ranges=ranges, leave_out=['nobody'])
+        quantize(source, out, precision='int8', ranges=ranges, leave_out={'nobody': ''})
     assert caught.value.code == 'unknown_product'
 
 
@@ -155,8 +158,8 @@ def test_gemm_and_what_is_not_quantized(settings, tmp_path):
 
 def test_calibration_sees_every_step_of_the_loop(sample, calibration, tmp_path):
     # The loop's sample starts as noise: the first step alone has another range.
-    velocity = calibration.ranges(sample.folder / 'velocity.onnx')
-    encoder = calibration.ranges(sample.folder / 'encoder.onnx')
+    velocity = calibration.network(sample.folder / 'velocity.onnx').largest
+    encoder = calibration.network(sample.folder / 'encoder.onnx').largest
     assert calibration.observations == 6
     assert all(value > 0 for value in (*velocity.values(), *encoder.values()))
     names = {p.activation for p in find_products(OnnxNetwork(sample.folder / 'velocity.onnx'))}
@@ -168,7 +171,7 @@ def test_calibration_files(sample, calibration, tmp_path):
     write_calibration(path, calibration)
     assert read_calibration(path) == calibration
     with pytest.raises(EngineError, match='ranges of encoder') as caught:
-        calibration.ranges(save_attention(tmp_path / 'another.onnx'))
+        calibration.network(save_attention(tmp_path / 'another.onnx'))
     assert caught.value.code == 'stale_calibration'
     path.write_text('{"format": "something else"}', encoding='utf-8')
     with pytest.raises(EngineError, match='format'):
@@ -191,7 +194,16 @@ def test_the_sample_stages_in_8_bits_with_16_around(
 ):
     source, out = sample.folder / f'{stage}.onnx', tmp_path / f'{stage}.onnx'
     report = prepare_network(source, out, precision, calibration)
-    assert report.quantization.weights > 10 * report.conversion.weights['fp16']
+    blocks = [
+        f'/blocks.{block}/blocks.{block}.{part}/Gemm' for block in range(3) for part in (1, 3)
+    ]
+    quantized = {'encoder': ['/mix/mix.2/Gemm'], 'velocity': blocks}[stage]
+    assert list(report.quantization.products) == quantized
+    assert report.quantization.weights == sum(
+        product.weight.dims[0] * product.weight.dims[1]
+        for product in find_products(OnnxNetwork(source))
+        if product.name in quantized
+    )
     types = element_types(out)
     scales = [kind for name, kind in types.items() if '_scale' in name]
     assert set(scales) == {'FLOAT16'}
@@ -211,7 +223,7 @@ def test_the_sample_policy_in_int8_is_near(calibration, sample, tmp_path):
     dataset = open_dataset(sample_dataset_path())
     observation = next(islice(sample_observations(dataset, sample.spec, count=3), 2, None))
     dataset.close()
-    from vla_policy_ros.export.verify import observed_cases
+    from vla_policy_ros.export.compare import observed_cases
 
     (case,) = observed_cases(sample, [observation])
     inputs = {name: case.inputs[pool] for name, pool in entry.inputs.items()}
@@ -223,6 +235,32 @@ def test_the_sample_policy_in_int8_is_near(calibration, sample, tmp_path):
     wanted, found = (value.ravel().astype(np.float64) for value in outputs)
     # 0.9998 with ONNX Runtime 1.31, 0.998 with 1.18 (the same without its optimiser).
     assert wanted @ found / np.linalg.norm(wanted) / np.linalg.norm(found) > 0.99
+
+
+def test_fp8_on_onnxruntime_is_computed_as_the_file_says(tmp_path):
+    nodes = [
+        helper.make_node('Conv', ['x', 'first'], ['edges'], pads=[1, 1, 1, 1]),
+        helper.make_node('Relu', ['edges'], ['positive']),  # which the optimiser would drop
+        helper.make_node('Conv', ['positive', 'middle'], ['parts'], pads=[1, 1, 1, 1]),
+        helper.make_node('Conv', ['parts', 'last'], ['y'], pads=[1, 1, 1, 1]),
+    ]
+    shapes = {'first': (128, 16, 3, 3), 'middle': (32, 128, 3, 3), 'last': (64, 32, 3, 3)}
+    weights = {name: draw(*shape, scale=0.05) for name, shape in shapes.items()}
+    tensors = [('x', 'FLOAT', (1, 16, 6, 6))], [('y', 'FLOAT', (1, 64, 6, 6))]
+    source = save_model(tmp_path / 'in.onnx', nodes, *tensors, weights)
+    inputs = example_inputs(source)
+    measured = NetworkRanges(file='in.onnx', largest=ranges_of(source, inputs))
+    calibration = Calibration(observations=1, networks={network_hash(source): measured})
+    load = choose_loader('onnxruntime', 'fp8', calibration)
+    engine = load('onnxruntime', source, settings=EngineSettings(precision='fp8'))
+    found = np.zeros((1, 64, 6, 6), np.float32)
+    engine.bind({**inputs, 'y': found}).enqueue()
+    engine.close()
+    prepare_network(source, tmp_path / 'out.onnx', 'fp8', calibration)
+    assert element_types(tmp_path / 'out.onnx')['positive_codes'] == CODES['fp8']
+    (as_written,), (wanted,) = run_onnx(tmp_path / 'out.onnx', inputs), run_onnx(source, inputs)
+    np.testing.assert_array_equal(found, as_written)
+    assert 0 < np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
 
 
 def test_8_bits_need_a_calibration(tmp_path):

@@ -354,3 +354,14 @@ def test_warmup_finds_an_image_size_for_any_geometry(tmp_path, geometry):
     policy = EnginePolicy(write_bundle(tmp_path, manifest))
     policy.warmup()
     assert example_observation(policy.bundle).state.shape == (1, 3)
+
+
+def test_index_of_the_device_reaches_engines_that_open_it_themselves(direct):
+    asked = []
+
+    def load(name, onnx_path, *, settings):
+        asked.append(settings.device_index)
+        return load_engine(name, onnx_path, settings=settings)
+
+    EnginePolicy(direct, device=2, load=load).close()
+    assert asked == [2]

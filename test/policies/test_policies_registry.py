@@ -86,7 +86,7 @@ def test_policy_that_fails_its_probe_is_not_handed_out(bundle, monkeypatch):
 
 @pytest.mark.parametrize(('precision', 'passes'), [(None, False), ('fp32', False), ('bf16', True)])
 def test_probe_is_held_to_the_precision_that_runs(bundle, precision, passes, monkeypatch):
-    monkeypatch.setattr(registry, 'PLAN_ENGINES', ('onnxruntime',))
+    monkeypatch.setattr(registry, 'takes_precision', lambda *_: True)
     probe = make_probe(EnginePolicy(bundle), make_observation(bundle))
     write_probe(bundle.folder / 'probe.npz', Probe(probe.inputs, None, probe.output + 0.01))
     write_bundle(bundle.folder, {**direct_manifest(), 'probe': 'probe.npz'})
@@ -104,6 +104,14 @@ def test_a_precision_that_would_only_loosen_the_probe_is_refused(bundle, engine)
     with pytest.raises(ConfigurationError, match="'fp16' with engine") as caught:
         load_policy(bundle.folder, engine=engine, settings=EngineSettings(precision='fp16'))
     assert (caught.value.where, caught.value.code) == ('policy.precision', 'needs_plans')
+
+
+def test_a_precision_that_the_engine_computes_in_is_taken(bundle):
+    pytest.importorskip('openvino')
+    settings = EngineSettings(precision='bf16')
+    load_policy(bundle.folder, engine='openvino', settings=settings).close()
+    with pytest.raises(ConfigurationError, match='tensorrt_rtx'):
+        load_policy(bundle.folder, engine='openvino', settings=EngineSettings(precision='fp16'))
 
 
 def test_fp32_stands_for_networks_as_they_are(bundle):

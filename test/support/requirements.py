@@ -40,8 +40,8 @@ def find_missing(name: str) -> str:
         return f'{DATA} is not there'
     if name in ('gpu', 'tensorrt'):
         return _find_missing_gpu(name)
-    if name == 'tensorrt_rtx' and importlib.util.find_spec('tensorrt_rtx') is None:
-        return 'tensorrt_rtx cannot be imported'
+    if name in ('lerobot', 'openvino', 'tensorrt_rtx') and importlib.util.find_spec(name) is None:
+        return f'{name} cannot be imported'
     return _find_missing_nvrtc() if name == 'nvrtc' else ''
 
 

@@ -64,10 +64,41 @@ def test_8_bits_with_calibration_and_with_its_file(build, tmp_path):
     assert first.status == 0
     assert json.loads(ranges.read_text())['observations'] == 2
     conversion = first.document['plans'][0]['conversion']
-    assert len(conversion['quantized_products']) == 15
+    assert conversion['quantized_products'] == ['/mix/mix.2/Gemm']
+    assert set(conversion['kept_products'].values()) == {
+        'few weights',
+        'first product',
+        'last product',
+    }
     assert build(*words).document['plans'][0]['cached']  # needs no calibration any more
     forced = build(*words, '--force').document['plans'][0]
     assert (forced['cached'], forced['conversion']) == (False, conversion)
+
+
+def test_products_that_lose_too_much_are_kept_and_a_new_calibration_builds_anew(build, tmp_path):
+    ranges = tmp_path / 'ranges.json'
+    words = ('--precision', 'int8', '--stage', 'velocity', '--calibrate', 'sample')
+    loose = build(*words, '--samples', '2', '--json').document['plans'][0]['conversion']
+    tight = build(
+        *(*words, '--samples', '2', '--keep-loss-below', '1e-9', '--calibration', ranges, '--json')
+    ).document['plans'][0]
+    assert not tight['cached']
+    assert tight['conversion']['quantized_products'] == []
+    kept = tight['conversion']['kept_products']
+    assert {n for n, why in kept.items() if why == 'loses too much'} == set(
+        loose['quantized_products']
+    )
+    # The file holds it: nothing is measured again.
+    again = build(
+        '--precision', 'int8', '--stage', 'velocity', '--calibration', ranges, '--force', '--json'
+    )
+    assert again.document['plans'][0]['conversion'] == tight['conversion']
+
+
+def test_measuring_needs_observations(build):
+    result = build('--precision', 'int8', '--keep-loss-below', '1e-4')
+    assert result.status == 2
+    assert '--calibrate DATASET' in result.err
 
 
 def test_8_bits_without_calibration(build):

@@ -68,6 +68,7 @@ def test_report_in_words(cli, trials, caches):
     [
         (['--engine', 'onnxruntime'], {'ONNX Runtime'}),
         (['--engine', 'torch_cpu'], {'PyTorch'}),
+        (['--engine', 'openvino'], {'OpenVINO'}),
         (['--preprocess', 'gpu'], {'PyCUDA', 'CUDA bindings', 'NVRTC'}),
         (['--engine', 'tensorrt'], {'TensorRT', 'PyCUDA', 'CUDA bindings'}),
         (['--engine', 'tensorrt', '--bundle', 'sample'], {'TensorRT', 'plans'}),
@@ -88,6 +89,18 @@ def test_what_is_there_passes(cli, trials, caches):
     assert result.status == 0
     assert 'sample-pick' in by_name_of(result)['bundle']['found']
     assert by_name_of(result)['ONNX Runtime CUDA']['state'] == 'missing'
+
+
+def test_openvino_serves_the_devices_that_it_finds(cli, trials, caches):
+    trials['openvino'] = Trial({'version': '2026.4.1', 'devices': {'CPU': 'Xeon', 'GPU.0': 'Arc'}})
+    for engine, status in (('openvino', 0), ('openvino_gpu', 0), ('openvino_npu', 1)):
+        result = cli('doctor', '--json', '--engine', engine)
+        assert result.status == status
+    checks = by_name_of(result)
+    assert checks['OpenVINO']['found'] == '2026.4.1'
+    assert checks['OpenVINO GPU']['state'] == 'ok'
+    assert checks['OpenVINO NPU']['state'] == 'missing'
+    assert checks['OpenVINO NPU']['found'] == 'CPU (Xeon), GPU.0 (Arc)'
 
 
 def by_name_of(result):
@@ -174,6 +187,13 @@ def test_onnx_runtime_is_found_for_real():
     trial = try_library('onnxruntime')
     assert trial.failure == ''
     assert 'CPUExecutionProvider' in trial.facts['providers']
+
+
+def test_openvino_is_found_for_real():
+    pytest.importorskip('openvino')
+    trial = try_library('openvino')
+    assert trial.failure == ''
+    assert trial.facts['devices']['CPU']
 
 
 def fake_library(**calls):

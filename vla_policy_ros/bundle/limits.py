@@ -5,8 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from vla_policy_ros.bundle.manifest import Precision
+
+Grade = Literal['PASS', 'WARN', 'FAIL']
+"""Within a limit, within it and beyond `WARN_SHARE` of it, outside."""
+WARN_SHARE = 0.5
+"""Share of a limit; what uses up more may lie outside on the next observation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +21,19 @@ class AccuracyLimit:
 
     min_cosine: float
     max_error: float
+
+    def grade(self, max_error: float, *, cosine: float = 1.0) -> Grade:
+        """Judge one comparison; a NaN fails.
+
+        Args:
+            max_error: Greatest absolute error.
+            cosine: Cosine similarity; 1 where a direction means nothing.
+        """
+        if not (cosine >= self.min_cosine and max_error <= self.max_error):
+            return 'FAIL'
+        most_error = WARN_SHARE * self.max_error
+        least_cosine = 1 - WARN_SHARE * (1 - self.min_cosine)
+        return 'WARN' if max_error > most_error or cosine < least_cosine else 'PASS'
 
 
 ACCURACY_LIMITS: dict[Precision, AccuracyLimit] = {

@@ -186,7 +186,7 @@ class OnnxRuntimeEngine(_OnnxRuntimeBase):
 
     Args:
         onnx_path: The ONNX file.
-        settings: `threads` counts: threads of one run, the caller's included; 0 takes one per physical core.
+        settings: `threads` counts: threads of one run, the caller's included; 0 takes one per physical core; and `optimize`.
 
     Raises:
         EngineError: The file cannot be loaded (`not_loadable`), or has inputs or outputs of an element type that
@@ -197,6 +197,8 @@ class OnnxRuntimeEngine(_OnnxRuntimeBase):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = settings.threads
         options.use_deterministic_compute = True
+        if not settings.optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         super().__init__(
             onnx_path,
             options,

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import cast
 
+from vla_policy_ros.bundle.manifest import Precision
 from vla_policy_ros.core.engine import Engine, Memory
 from vla_policy_ros.core.errors import ConfigurationError, MissingDependencyError
 from vla_policy_ros.engines.settings import DEFAULT_SETTINGS, EngineSettings
@@ -28,12 +30,20 @@ class _Entry:
 _ORT = 'vla_policy_ros.engines.onnxruntime'
 _TENSORRT = 'vla_policy_ros.engines.tensorrt'
 _TORCH = 'vla_policy_ros.engines.torch'
+_OPENVINO = 'vla_policy_ros.engines.openvino'
 _ENTRIES = {
     'onnxruntime': _Entry(
         _ORT, 'OnnxRuntimeEngine', 'host', 'onnxruntime', 'pip install onnxruntime'
     ),
     'onnxruntime_cuda': _Entry(
         _ORT, 'OnnxRuntimeCudaEngine', 'device', 'onnxruntime', 'pip install onnxruntime-gpu'
+    ),
+    'openvino': _Entry(_OPENVINO, 'OpenVinoEngine', 'host', 'openvino', 'pip install openvino'),
+    'openvino_gpu': _Entry(
+        _OPENVINO, 'OpenVinoGpuEngine', 'host', 'openvino', 'pip install openvino'
+    ),
+    'openvino_npu': _Entry(
+        _OPENVINO, 'OpenVinoNpuEngine', 'host', 'openvino', 'pip install openvino'
     ),
     'tensorrt': _Entry(
         _TENSORRT, 'TensorRTEngine', 'device', 'tensorrt', 'pip install tensorrt-cu12'
@@ -50,7 +60,13 @@ ENGINES = tuple(_ENTRIES)
 """Names that `load_engine` takes."""
 
 PLAN_ENGINES = tuple(name for name, entry in _ENTRIES.items() if entry.module == _TENSORRT)
-"""Engines that run plans, which hold their precision; all others run a network as it was exported."""
+"""Engines that run plans, which hold their precision."""
+
+_COMPUTES_IN: Mapping[str, tuple[Precision, ...]] = {
+    'openvino': ('bf16',),
+    'openvino_gpu': ('fp16',),
+    'openvino_npu': ('fp16',),
+}
 
 GRADIENT_ENGINES = ('torch', 'torch_cpu')
 """Engines whose executions are `DifferentiableExecution`."""
@@ -72,6 +88,14 @@ def engine_library(name: str) -> str:
         ConfigurationError: There is no engine of that name (`unknown_engine`).
     """
     return _find(name).library
+
+
+def takes_precision(name: str, precision: Precision) -> bool:
+    """Tell whether an engine runs in a precision that it is asked for at load; imports nothing.
+
+    Plans hold theirs, and OpenVINO may compute a float32 network in 16 bits. All others run a network as it was exported.
+    """
+    return name in PLAN_ENGINES or precision in _COMPUTES_IN.get(name, ())
 
 
 def load_engine(

@@ -18,12 +18,16 @@ class EngineSettings:
         precision: Precision to run in, for engines that choose it at load; None takes the network as it is.
         plan_folder: Where built plans lie; None takes the engine's own place.
         stream: Handle of the CUDA stream that all runs are enqueued on; 0 is the default stream.
+        optimize: Whether ONNX Runtime may rewrite the network; without, it computes node by node what the file says.
+        device_index: Which GPU or NPU, for engines that open it themselves; CUDA engines take the current GPU.
     """
 
     threads: int = 0
     precision: Precision | None = None
     plan_folder: Path | None = None
     stream: int = 0
+    optimize: bool = True
+    device_index: int = 0
 
 
 DEFAULT_SETTINGS = EngineSettings()

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
-from vla_policy_ros.bundle.limits import AccuracyLimit
+from vla_policy_ros.bundle.limits import AccuracyLimit, Grade
 from vla_policy_ros.bundle.probe import compare_outputs
 from vla_policy_ros.core.specs import Array
 
@@ -31,9 +33,13 @@ class Parity:
     mean_error: float
     count: int
 
+    def grade(self, limit: AccuracyLimit) -> Grade:
+        """Judge both figures; a NaN fails."""
+        return limit.grade(self.max_error, cosine=self.cosine)
+
     def is_within(self, limit: AccuracyLimit) -> bool:
         """Tell whether both limits are kept; a NaN keeps none."""
-        return self.cosine >= limit.min_cosine and self.max_error <= limit.max_error
+        return self.grade(limit) != 'FAIL'
 
     def joined(self, other: Parity) -> Parity:
         """Return the comparison of both sets of tensors; a NaN in one is in the result."""
@@ -48,8 +54,28 @@ class Parity:
 
 def measure_parity(output: Array, reference: Array) -> Parity:
     """Compare two arrays of one shape that hold at least one value, in double precision."""
+    return _measure(output, reference, unit=_unit(reference))
+
+
+def measure_columns(output: Array, reference: Array) -> list[Parity]:
+    """Compare the last dimension's columns one by one; errors are in the unit of the whole arrays."""
+    unit = _unit(reference)
+    return [
+        _measure(output[..., column], reference[..., column], unit=unit)
+        for column in range(reference.shape[-1])
+    ]
+
+
+def join_parities(parities: Iterable[Parity]) -> Parity:
+    """Return the comparison of all sets of tensors, of which there is at least one."""
+    return reduce(Parity.joined, parities)
+
+
+def _unit(reference: Array) -> float:
+    return max(1.0, float(np.abs(reference.astype(np.float64)).max()))
+
+
+def _measure(output: Array, reference: Array, *, unit: float) -> Parity:
     result = compare_outputs(output, reference)
-    wanted = reference.astype(np.float64)
-    unit = max(1.0, float(np.abs(wanted).max()))
-    mean = float(np.abs(output.astype(np.float64) - wanted).mean())
+    mean = float(np.abs(output.astype(np.float64) - reference.astype(np.float64)).mean())
     return Parity(result.cosine, result.max_error / unit, mean / unit, output.size)

@@ -8,7 +8,7 @@ network gets one more output per activation that is multiplied: the largest magn
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,8 +29,9 @@ from vla_policy_ros.engines.plans import network_hash
 from vla_policy_ros.engines.registry import load_engine
 from vla_policy_ros.engines.settings import DEFAULT_SETTINGS, EngineSettings
 from vla_policy_ros.export.onnx_network import OnnxNetwork
-from vla_policy_ros.export.quantize import find_products
+from vla_policy_ros.export.quantize import QuantizedPrecision, find_products
 from vla_policy_ros.policies.host_runner import HostRunner
+from vla_policy_ros.policies.stages import EngineLoader
 
 Magnitude = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -42,6 +43,8 @@ class NetworkRanges(StrictModel):
     """Name of its ONNX file, for people."""
     largest: dict[str, Magnitude]
     """Activation to the largest magnitude that was seen."""
+    costly: dict[QuantizedPrecision, dict[str, Magnitude]] = Field(default_factory=dict)
+    """Precision to the products that stay in 16 bits with it, each with its loss; see `sensitivity`."""
 
 
 class Calibration(StrictModel):
@@ -56,8 +59,8 @@ class Calibration(StrictModel):
     networks: dict[str, NetworkRanges]
     """Hash of a network, as `engines.plans.network_hash` makes it, to its ranges."""
 
-    def ranges(self, onnx_path: Path) -> dict[str, float]:
-        """Return the ranges of one network.
+    def network(self, onnx_path: Path) -> NetworkRanges:
+        """Return what was measured of one network.
 
         Raises:
             EngineError: It was not measured, or has changed since (`stale_calibration`).
@@ -73,7 +76,21 @@ class Calibration(StrictModel):
                 next_step='Calibrate again with this bundle: `vla-policy build --calibrate DATASET`.',
                 code='stale_calibration',
             )
-        return found.largest
+        return found
+
+    def with_costly(
+        self, onnx_path: Path, precision: QuantizedPrecision, losses: Mapping[str, float]
+    ) -> Calibration:
+        """Return a copy with other products of one network that stay in 16 bits.
+
+        Raises:
+            EngineError: As network().
+        """
+        entry = self.network(onnx_path)
+        costly = {**entry.costly, precision: dict(losses)}
+        changed = entry.model_copy(update={'costly': costly})
+        networks = {**self.networks, network_hash(onnx_path): changed}
+        return self.model_copy(update={'networks': networks})
 
 
 def calibrate(
@@ -91,23 +108,9 @@ def calibrate(
             network cannot be loaded or failed.
         VlaPolicyError: An observation cannot be used.
     """
-    count = 0
     with TemporaryDirectory(prefix='vla_calibration_') as folder:
         load = _RangeLoader(Path(folder))
-        runner = HostRunner(
-            bundle,
-            engine='onnxruntime',
-            slots=1,
-            settings=DEFAULT_SETTINGS,
-            clock=MonotonicClock(),
-            load=load,
-        )
-        with closing(runner):
-            for observation in observations:
-                runner.write(observation)
-                runner.draw_noise(observation.stamp_ns)
-                runner.run()
-                count += 1
+        count = sum(1 for _ in run_policy(bundle, observations, load=load))
     if not count:
         raise _no_observations(source)
     networks = {
@@ -115,6 +118,39 @@ def calibrate(
         for path, engine in load.engines.items()
     }
     return Calibration(source=source, observations=count, networks=networks)
+
+
+def run_policy(
+    bundle: Bundle, observations: Iterable[Observation], *, load: EngineLoader
+) -> Iterator[Array]:
+    """Run a bundle on the CPU, with the noise that each observation's stamp draws.
+
+    Args:
+        bundle: The bundle.
+        observations: Observations as the policy takes them.
+        load: Loads its networks.
+
+    Yields:
+        The (1, K, W) float32 action tensor of each observation, valid until the next one.
+
+    Raises:
+        EngineError: A network cannot be loaded, or failed.
+        VlaPolicyError: An observation cannot be used.
+    """
+    runner = HostRunner(
+        bundle,
+        engine='onnxruntime',
+        slots=1,
+        settings=DEFAULT_SETTINGS,
+        clock=MonotonicClock(),
+        load=load,
+    )
+    with closing(runner):
+        for observation in observations:
+            runner.write(observation)
+            runner.draw_noise(observation.stamp_ns)
+            runner.run()
+            yield runner.raw_action
 
 
 def read_calibration(path: Path) -> Calibration:

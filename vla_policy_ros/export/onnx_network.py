@@ -141,6 +141,7 @@ class OnnxNetwork:
             EngineError: What was made breaks the rules of ONNX (`bad_types`).
         """
         del self.graph.value_info[:]  # engines infer their own; stale ones contradict
+        _drop_empty_ends(self.graph)
         whole = onnx.ModelProto()
         whole.CopyFrom(self.model)
         with ExitStack() as stack:
@@ -245,6 +246,17 @@ def _lift_constants(graph: Any) -> None:
         graph.initializer.append(tensor)
     del graph.node[:]
     graph.node.extend(kept)
+
+
+def _drop_empty_ends(graph: Any) -> None:
+    """Shorten lists of inputs that end with left out ones.
+
+    To ONNX both forms are one. TensorRT 10.6 computes `Clip(x, least, '')` in bfloat16 as 0, and `Clip(x, least)`
+    right (seen on an H200).
+    """
+    for node in graph.node:
+        while node.input and not node.input[-1]:
+            del node.input[-1]
 
 
 def _constant(node: Any) -> Any | None:

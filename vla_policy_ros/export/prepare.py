@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from vla_policy_ros.bundle.manifest import Precision
 from vla_policy_ros.core.engine import Engine
 from vla_policy_ros.core.errors import ConfigurationError
-from vla_policy_ros.engines.registry import PLAN_ENGINES, load_engine
+from vla_policy_ros.engines.registry import load_engine, takes_precision
 from vla_policy_ros.engines.settings import EngineSettings
 from vla_policy_ros.export.calibration import Calibration
 from vla_policy_ros.export.onnx_network import OnnxNetwork
@@ -21,15 +21,20 @@ from vla_policy_ros.export.precision import (
     check_target,
     lower_network,
 )
-from vla_policy_ros.export.quantize import QuantizationReport, quantize_network
+from vla_policy_ros.export.quantize import (
+    QuantizationReport,
+    QuantizedPrecision,
+    quantize_network,
+)
+from vla_policy_ros.export.quantize_rules import keep_by_rule
 from vla_policy_ros.policies.stages import EngineLoader
 
 REMAINDER: FloatPrecision = 'fp16'
 """What a quantised network is in where it is not quantised: engines have 8-bit kernels with fp16 beside them."""
-EIGHT_BIT: tuple[Precision, ...] = ('int8', 'fp8')
+EIGHT_BIT: tuple[QuantizedPrecision, ...] = ('int8', 'fp8')
 """Precisions that need calibration."""
 _LACKING: Mapping[str, tuple[Precision, ...]] = {
-    'onnxruntime': ('bf16', 'fp8'),
+    'onnxruntime': ('bf16',),
     'onnxruntime_cuda': ('fp8',),
 }
 
@@ -50,7 +55,8 @@ def prepare_network(
     Args:
         onnx_path: The bundle's network.
         out_path: Where the result goes, with a data file beside it where the source has one.
-        precision: The precision; `int8` and `fp8` quantise products with weights, and leave the rest to `REMAINDER`.
+        precision: The precision; `int8` and `fp8` quantise products with weights but for those that `quantize_rules` and the
+            calibration keep, and leave the rest to `REMAINDER`.
         calibration: Ranges for `int8` and `fp8`.
 
     Raises:
@@ -63,8 +69,16 @@ def prepare_network(
     if precision == 'int8' or precision == 'fp8':  # noqa: PLR1714 - the type checker wants it so
         if calibration is None:
             raise no_calibration(precision)
-        ranges = calibration.ranges(onnx_path)
-        quantization = quantize_network(network, precision, ranges=ranges)
+        measured = calibration.network(onnx_path)
+        quantization = quantize_network(
+            network,
+            precision,
+            ranges=measured.largest,
+            leave_out={
+                **keep_by_rule(network),
+                **dict.fromkeys(measured.costly.get(precision, {}), 'loses too much'),
+            },
+        )
     else:
         rest = precision
     conversion = lower_network(network, rest)
@@ -90,6 +104,9 @@ class PreparingLoader:
         with TemporaryDirectory(prefix='vla_precision_') as folder:
             prepared = Path(folder) / onnx_path.name
             prepare_network(onnx_path, prepared, settings.precision or 'fp32', self._calibration)
+            if settings.precision == 'fp8':
+                # ONNX Runtime's optimiser takes float8 for int8: it drops Relu before a quantiser and fuses convolutions.
+                settings = replace(settings, optimize=False)
             return load_engine(name, prepared, settings=settings)
 
 
@@ -98,7 +115,7 @@ def choose_loader(
 ) -> EngineLoader:
     """Return what loads the networks of an engine in a precision.
 
-    Plans have theirs. Every other engine runs a file as it is, so the file is converted for it.
+    Plans have theirs, and some engines compute in it. For all others, which run a file as it is, the file is converted.
 
     Args:
         engine: Name of the engine.
@@ -108,13 +125,13 @@ def choose_loader(
     Raises:
         ConfigurationError: The engine cannot run that precision (`unsupported_precision`).
     """
-    if precision is None or engine in PLAN_ENGINES:
+    if precision is None or takes_precision(engine, precision):
         return load_engine
     if precision in _LACKING.get(engine, ()):
         raise ConfigurationError(
             'precision',
             got=f'{precision} on {engine}',
-            expected='another precision: ONNX Runtime lacks CPU kernels for bf16, and its optimiser breaks fp8',
+            expected='another precision: ONNX Runtime lacks CPU kernels for bf16, and CUDA ones for fp8',
             next_step='Use this precision on the engine it is meant for.',
             code='unsupported_precision',
         )

@@ -9,6 +9,11 @@ Scales are largest magnitude / greatest code (127, or 448 for float8e4m3fn), rou
 exactly: going to 16 bits afterwards changes no code. ONNX Runtime's own `quantize_static` was measured on the sample policy's
 velocity network first: in int8 it comes equally near, in fp8 it sets scales by the standard deviation and cuts outliers
 off (cosine 0.9977, here 0.9998); it also takes no ranges from a file and loads a network whole.
+
+Other ranges of activations were measured on the whole sample policy (94 observations of held-out episodes; first, last and
+small products left out) by the squared difference of the actions, in parts of the policy's squared error. Largest magnitude:
+0.38 % in int8, 1.0 % in fp8; least squared error: 0.38 %, 0.65 %, with a worse worst observation in both; percentile 99.99:
+0.43 %, 0.76 %; percentile 99.9: 1.6 %, 2.2 %. None is better on all counts, so it is the simplest.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -77,13 +83,13 @@ class QuantizationReport:
     Attributes:
         precision: The 8-bit type.
         products: Names of the quantised products.
-        left_out: Names of products that were left out on demand.
+        left_out: Names of products that were left out on demand, with the reason.
         weights: Number of weights stored in 8 bits.
     """
 
     precision: str
     products: tuple[str, ...]
-    left_out: tuple[str, ...]
+    left_out: Mapping[str, str]
     weights: int
 
 
@@ -93,7 +99,7 @@ def quantize(
     *,
     precision: QuantizedPrecision,
     ranges: Mapping[str, float],
-    leave_out: Sequence[str] = (),
+    leave_out: Mapping[str, str] = MappingProxyType({}),
 ) -> QuantizationReport:
     """Write a network with its products in 8 bits; the rest stays in its type.
 
@@ -102,7 +108,7 @@ def quantize(
         out_path: Where the result goes.
         precision: `int8` or `fp8` (float8e4m3fn).
         ranges: Largest magnitude of every activation that is multiplied, see `calibration`.
-        leave_out: Names of products that stay in their type, such as the first and the last.
+        leave_out: Names of products that stay in their type, with the reason; see `quantize_rules`.
 
     Raises:
         EngineError: The network cannot be read or raised to opset 19, an activation has no range (`no_range`), a name
@@ -120,7 +126,7 @@ def quantize_network(
     precision: QuantizedPrecision,
     *,
     ranges: Mapping[str, float],
-    leave_out: Sequence[str] = (),
+    leave_out: Mapping[str, str] = MappingProxyType({}),
 ) -> QuantizationReport:
     """Quantise a network in hand; see `quantize`.
 
@@ -129,7 +135,7 @@ def quantize_network(
     """
     network.raise_opset(OPSET)
     products = list(find_products(network))
-    unknown = sorted(set(leave_out) - {product.name for product in products})
+    unknown = sorted(leave_out.keys() - {product.name for product in products})
     if unknown:
         raise EngineError(
             str(network.path),
@@ -144,7 +150,7 @@ def quantize_network(
     return QuantizationReport(
         precision=precision,
         products=tuple(product.name for product in chosen),
-        left_out=tuple(leave_out),
+        left_out=dict(leave_out),
         weights=quantizer.num_weights,
     )
 

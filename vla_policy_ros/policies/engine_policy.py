@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -48,7 +49,8 @@ class EnginePolicy:
         settings: How networks are loaded.
         cuda_graph: Whether a device engine's stages and loop are captured in one CUDA graph.
         jpeg: What decodes JPEG, one of `JPEG_DECODERS`; `nvjpeg` needs `preprocess` on the GPU.
-        device: The GPU of a device engine: one that stays the caller's to close, or the index of one to open.
+        device: The GPU of a device engine: one that stays the caller's to close, or the index of one to open; also the
+            index of a GPU or NPU that an engine opens itself.
         rtc: How a chunk begins with what is left of the one before; None: each is by itself.
         clock: Measures the stages; the machine's monotonic clock when none is given.
         load: Loads a network; for tests.
@@ -86,6 +88,8 @@ class EnginePolicy:
         self._is_open = True
         with ExitStack() as undo:
             make: Callable[..., Runner] = HostRunner
+            if isinstance(device, int):
+                settings = replace(settings, device_index=device)
             if engine_memory(engine) == 'device':
                 make = partial(
                     DeviceRunner,

@@ -11,7 +11,7 @@ from vla_policy_ros.bundle.probe import check_probe
 from vla_policy_ros.core.errors import ConfigurationError
 from vla_policy_ros.core.policy import Policy
 from vla_policy_ros.deployment.rtc import RtcSettings
-from vla_policy_ros.engines.registry import ENGINES, PLAN_ENGINES
+from vla_policy_ros.engines.registry import ENGINES, takes_precision
 from vla_policy_ros.engines.settings import DEFAULT_SETTINGS, EngineSettings
 from vla_policy_ros.gpu.interfaces import Device
 from vla_policy_ros.policies.engine_policy import EnginePolicy
@@ -46,13 +46,14 @@ def load_policy(
         settings: How networks are loaded; their precision chooses the probe's limits.
         cuda_graph: Whether a device engine's stages and loop are captured in one CUDA graph.
         jpeg: What decodes JPEG.
-        device: The GPU of a device engine: one that stays the caller's to close, or the index of one to open.
+        device: The GPU of a device engine: one that stays the caller's to close, or the index of one to open; also the
+            index of a GPU or NPU that an engine opens itself.
         rtc: How a chunk begins with what is left of the one before; nothing to a policy that holds the pose.
 
     Raises:
         BundleError: The bundle is broken, or the probe's output lies outside of the limits (`probe_failed`).
         ConfigurationError: A name is unknown, or a choice needs another one; a precision (other than fp32, which stands
-            for networks as they are) needs an engine that runs plans (`needs_plans`).
+            for networks as they are) needs an engine that runs plans or computes in it (`needs_plans`).
         MissingDependencyError: The engine's library is not installed.
         EngineError: A network cannot be loaded or failed.
         GpuError: There is no GPU or driver, or not enough memory.
@@ -89,12 +90,14 @@ def _check_words(engine: str, settings: EngineSettings) -> None:
             next_step='Choose one of these.',
             code='unknown_engine',
         )
-    if settings.precision in (None, 'fp32') or engine in (*PLAN_ENGINES, NO_ENGINE):
+    precision = settings.precision
+    if precision in (None, 'fp32') or engine == NO_ENGINE or takes_precision(engine, precision):
         return
+    able = (name for name in ENGINES if takes_precision(name, precision))
     raise ConfigurationError(
         'policy.precision',
-        got=f'{settings.precision!r} with engine {engine!r}, which runs networks as they were exported',
-        expected=f'fp32, or an engine that runs plans: {", ".join(PLAN_ENGINES)}',
+        got=f'{precision!r} with engine {engine!r}, which runs networks as they were exported',
+        expected=f'fp32, or an engine that runs plans or computes in it: {", ".join(able)}',
         next_step='Set precision: fp32, or choose one of these engines.',
         code='needs_plans',
     )

@@ -144,7 +144,7 @@ def add_engine(parser: argparse.ArgumentParser, *, default: str) -> None:
         default=default,
         metavar='E',
         help='onnxruntime (the default), onnxruntime_cuda, tensorrt, tensorrt_rtx, torch, torch_compile, torch_cpu, '
-        'or none for a policy that holds the pose',
+        'openvino, openvino_gpu, openvino_npu, or none for a policy that holds the pose',
     )
 
 

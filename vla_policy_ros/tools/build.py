@@ -18,25 +18,31 @@ from vla_policy_ros.tools.arguments import (
     add_precision,
     at_least,
     bundle_path,
+    in_range,
     open_named_dataset,
 )
 from vla_policy_ros.tools.build_report import describe_plan, print_plans
 from vla_policy_ros.tools.console import (
     print_json,
     show_progress,
+    show_waiting,
 )
 
 if TYPE_CHECKING:
     from vla_policy_ros.bundle.bundle import Bundle
+    from vla_policy_ros.core.dataset import Dataset
     from vla_policy_ros.core.observation import Observation
     from vla_policy_ros.engines.build_progress import BuildProgress
     from vla_policy_ros.engines.plan_facts import BuildOptions
     from vla_policy_ros.export.calibration import Calibration
+    from vla_policy_ros.export.quantize import QuantizedPrecision
     from vla_policy_ros.export.stage_plans import FinishedPlan, PlanBuilder, PlanJob
 
+_MEASURED_OBSERVATIONS = 8  # for --keep-loss-below: each gives many numbers per product
 _EXAMPLES = """\
   vla-policy build --bundle bundles/pick_v3 --precision fp16
   vla-policy build --bundle bundles/pick_v3 --precision fp8 --calibrate ~/datasets/pick --samples 64 --calibration pick.json
+  vla-policy build --bundle bundles/pick_v3 --precision fp8 --calibrate ~/datasets/pick --keep-loss-below 1e-4
   vla-policy build --bundle bundles/pick_v3 --stage vision --precision bf16 --optimization-level 5
   vla-policy build --bundle sample --precision fp16 --engine tensorrt_rtx --compute-capability 8.9
   vla-policy build --bundle bundles/pick_v3 --stage head --precision fp16 --import head=head_trtexec.plan
@@ -94,15 +100,19 @@ def run(args: argparse.Namespace) -> int:
     from vla_policy_ros.export.prepare import EIGHT_BIT, no_calibration
     from vla_policy_ros.export.stage_plans import PlanBuilder, plan_jobs
 
+    _check_measuring(args)
     bundle = load_bundle(bundle_path(args.bundle))
     jobs = plan_jobs(bundle, precision=args.precision, stages=args.stage)
     imports = _read_imports(args.imports, jobs)
     store = PlanStore(args.plans)
     builder = PlanBuilder(args.engine, store=store, options=_options(args))
-    known = {} if args.force else {job: plan for job in jobs if (plan := builder.find(job))}
+    # A plan does not tell what it was calibrated on: with a new calibration those in 8 bits are built anew.
+    outdated = EIGHT_BIT if args.calibrate else ()
+    wanted = [] if args.force else [job for job in jobs if job.precision not in outdated]
+    known = {job: plan for job in wanted if (plan := builder.find(job))}
     missing = [job for job in jobs if job not in known and job not in imports]
-    eight_bit = [job.precision for job in missing if job.precision in EIGHT_BIT]
-    calibration = _calibrate(args, bundle) if eight_bit else None
+    eight_bit = [name for name in EIGHT_BIT if name in {job.precision for job in missing}]
+    calibration = _calibrate(args, bundle, eight_bit) if eight_bit else None
     # Before the first plan is built, which may take minutes.
     if eight_bit and calibration is None:
         raise no_calibration(eight_bit[0])
@@ -131,6 +141,13 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar='FILE',
         help='ranges of an earlier run; with --calibrate they are written there',
+    )
+    group.add_argument(
+        '--keep-loss-below',
+        type=in_range(0, 1),
+        metavar='LOSS',
+        help='with --calibrate: run the policy with every product alone in 8 bits, and keep the worst in 16 bits, so that the '
+        'squared error of the actions stays below this part of their squares, such as 1e-4',
     )
 
 
@@ -180,6 +197,17 @@ def _options(args: argparse.Namespace) -> BuildOptions:
     )
 
 
+def _check_measuring(args: argparse.Namespace) -> None:
+    if args.keep_loss_below is not None and not args.calibrate:
+        raise ConfigurationError(
+            '--keep-loss-below',
+            got='no --calibrate',
+            expected='observations to measure on',
+            next_step='Add `--calibrate DATASET`; `--calibration FILE` holds what was measured.',
+            code='no_calibration',
+        )
+
+
 def _read_imports(texts: list[str], jobs: list[PlanJob]) -> dict[PlanJob, Path]:
     """Return the plan files of `--import` by their jobs."""
     by_stage = {stage: job for job in jobs for stage in job.stages}
@@ -199,22 +227,45 @@ def _read_imports(texts: list[str], jobs: list[PlanJob]) -> dict[PlanJob, Path]:
     return imports
 
 
-def _calibrate(args: argparse.Namespace, bundle: Bundle) -> Calibration | None:
+def _calibrate(
+    args: argparse.Namespace, bundle: Bundle, precisions: list[QuantizedPrecision]
+) -> Calibration | None:
     from vla_policy_ros.evaluation.sampling import sample_observations
     from vla_policy_ros.export.calibration import calibrate, read_calibration, write_calibration
 
     if not args.calibrate:
         return read_calibration(args.calibration) if args.calibration else None
-    with (
-        closing(open_named_dataset(args.calibrate)) as dataset,
-        show_progress(f'calibrating on {dataset.info.name}', args.samples) as show,
-    ):
-        observations = sample_observations(dataset, bundle.spec, count=args.samples)
-        counted = _count(observations, show)
-        calibration = calibrate(bundle, counted, source=dataset.info.name)
+    with closing(open_named_dataset(args.calibrate)) as dataset:
+        name = dataset.info.name
+        with show_progress(f'calibrating on {name}', args.samples) as show:
+            observations = sample_observations(dataset, bundle.spec, count=args.samples)
+            calibration = calibrate(bundle, _count(observations, show), source=name)
+        for precision in precisions if args.keep_loss_below is not None else ():
+            calibration = _keep_costly(args, bundle, dataset, calibration, precision)
     if args.calibration:
         write_calibration(args.calibration, calibration)
     return calibration
+
+
+def _keep_costly(
+    args: argparse.Namespace,
+    bundle: Bundle,
+    dataset: Dataset,
+    calibration: Calibration,
+    precision: QuantizedPrecision,
+) -> Calibration:
+    from vla_policy_ros.evaluation.sampling import sample_observations
+    from vla_policy_ros.export.sensitivity import keep_costly
+
+    count = min(args.samples, _MEASURED_OBSERVATIONS)
+    with show_waiting(f'measuring every product in {precision}'):
+        return keep_costly(
+            bundle,
+            sample_observations(dataset, bundle.spec, count=count),
+            calibration,
+            precision=precision,
+            loss_limit=args.keep_loss_below,
+        )
 
 
 def _build(

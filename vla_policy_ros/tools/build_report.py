@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,7 @@ def _conversion(prepared: PreparationReport) -> dict[str, object]:
         'wide_weights': dict(conversion.wide_weights),
         'quantized_products': list(quantization.products) if quantization else [],
         'quantized_weights': quantization.weights if quantization else 0,
+        'kept_products': dict(quantization.left_out) if quantization else {},
     }
 
 
@@ -123,14 +125,20 @@ def _warning_facts(finished: FinishedPlan) -> dict[str, str]:
 
 def _conversion_facts(job: PlanJob, prepared: PreparationReport) -> dict[str, str]:
     conversion, quantization = prepared.conversion, prepared.quantization
-    reasons = Counter(node.reason for node in conversion.kept)
+    left_out = quantization.left_out.values() if quantization else ()
     name = ', '.join(job.stages)
     nodes = ', '.join(f'{count} {kind}' for kind, count in conversion.nodes.items())
     return {
         f'{name}: nodes': nodes,
         f'{name}: in 8 bits': f'{len(quantization.products)} products' if quantization else '',
-        f'{name}: kept fp32': ', '.join(f'{n} {reason}' for reason, n in reasons.most_common()),
+        f'{name}: products kept fp16': _join_reasons(left_out),
+        f'{name}: kept fp32': _join_reasons(node.reason for node in conversion.kept),
         f'{name}: constants kept fp32': ', '.join(
             f'{weight} ({reason})' for weight, reason in conversion.wide_weights.items()
         ),
     }
+
+
+def _join_reasons(reasons: Iterable[str]) -> str:
+    """Return how often each reason occurs, such as `3 few weights, 1 last product`."""
+    return ', '.join(f'{count} {reason}' for reason, count in Counter(reasons).most_common())

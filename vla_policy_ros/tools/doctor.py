@@ -51,6 +51,9 @@ _ENGINE_NEEDS = {
     'torch': ('PyTorch', 'PyTorch on the GPU', *_GPU),
     'torch_compile': ('PyTorch', 'PyTorch on the GPU', *_GPU),
     'torch_cpu': ('PyTorch',),
+    'openvino': ('OpenVINO',),
+    'openvino_gpu': ('OpenVINO', 'OpenVINO GPU'),
+    'openvino_npu': ('OpenVINO', 'OpenVINO NPU'),
 }
 _ALWAYS = ('Python', 'bundle', 'configuration')
 _ROS_NEEDS = ('ROS 2', 'our messages', 'topics')

@@ -94,6 +94,7 @@ _LIBRARIES = (
         'engine onnxruntime',
         'Run `pip install onnxruntime`, or onnxruntime-gpu for both engines.',
     ),
+    _Library('OpenVINO', 'openvino', 'engine openvino', 'Run `pip install openvino`.'),
 )
 
 
@@ -278,8 +279,27 @@ def _judge_onnxruntime(library: _Library, trial: Trial) -> list[Check]:
     ]
 
 
+def _judge_openvino(library: _Library, trial: Trial) -> list[Check]:
+    devices: dict[str, str] = trial.facts.get('devices', {})
+    found = ', '.join(f'{device} ({name})' for device, name in devices.items()) or 'no device'
+    return [
+        *_judge(library, trial),
+        *(
+            Check(
+                f'OpenVINO {kind}',
+                'ok' if any(device.startswith(kind) for device in devices) else 'missing',
+                found,
+                f'engine openvino_{kind.lower()}',
+                f"Install Intel's driver of the {kind}, and let this user open it.",
+            )
+            for kind in ('GPU', 'NPU')
+        ),
+    ]
+
+
 _JUDGES: Mapping[str, Callable[[_Library, Trial], list[Check]]] = {
     'onnxruntime': _judge_onnxruntime,
+    'openvino': _judge_openvino,
     'tensorrt': _judge_tensorrt,
     'tensorrt_rtx': _judge_tensorrt,
     'torch': _judge_torch,

@@ -74,6 +74,15 @@ def _onnxruntime(name: str) -> Iterator[dict[str, Any]]:
     yield {'version': library.__version__, 'providers': library.get_available_providers()}
 
 
+def _openvino(name: str) -> Iterator[dict[str, Any]]:
+    library = importlib.import_module(name)
+    yield {'version': library.__version__.partition('-')[0]}  # the build follows
+    core = library.Core()
+    devices = core.available_devices
+    names = {device: core.get_property(device, 'FULL_DEVICE_NAME').strip() for device in devices}
+    yield {'devices': names}
+
+
 def _version(name: str) -> Iterator[dict[str, Any]]:
     library = importlib.import_module(name)
     yield {'version': str(getattr(library, '__version__', 'unknown'))}
@@ -103,6 +112,7 @@ PROBES: Mapping[str, Callable[[str], Iterator[dict[str, Any]]]] = {
     'cuda.bindings.nvrtc': _nvrtc,
     'nvjpeg': _nvjpeg,
     'onnxruntime': _onnxruntime,
+    'openvino': _openvino,
     'pycuda': _pycuda,
     'tensorrt': _tensorrt,
     'tensorrt_rtx': _tensorrt,

@@ -17,8 +17,10 @@ from vla_policy_ros.tools import (
     benchmark,
     build,
     check,
+    compare,
     demo,
     doctor,
+    export,
     infer,
     new,
     replay,
@@ -28,7 +30,20 @@ from vla_policy_ros.tools import (
 from vla_policy_ros.tools.console import say, show_fault
 from vla_policy_ros.tools.version import package_version
 
-_MODULES = (demo, check, new, infer, replay, report, build, verify, benchmark, doctor)
+_MODULES = (
+    demo,
+    check,
+    new,
+    infer,
+    replay,
+    report,
+    export,
+    build,
+    verify,
+    compare,
+    benchmark,
+    doctor,
+)
 COMMANDS = tuple(module.__name__.rpartition('.')[2] for module in _MODULES)
 """Names of the commands in the order of the help."""
 _EXAMPLES = """\
