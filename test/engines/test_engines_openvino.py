@@ -5,7 +5,6 @@ import threading
 import tracemalloc
 
 import numpy as np
-import openvino
 import pytest
 from contracts.engine_contract import EngineContract
 from onnx import helper
@@ -14,7 +13,7 @@ from support.bundles import save_doubler, save_model
 from vla_policy_ros.core.errors import EngineError, SpecMismatchError
 from vla_policy_ros.engines import openvino as engines
 from vla_policy_ros.engines.onnxruntime import OnnxRuntimeEngine
-from vla_policy_ros.engines.openvino import OpenVinoEngine
+from vla_policy_ros.engines.openvino import OpenVinoEngine, open_core
 from vla_policy_ros.engines.registry import engine_memory, load_engine
 from vla_policy_ros.engines.settings import EngineSettings
 
@@ -34,7 +33,7 @@ class FakeCore:
     def __init__(self, devices):
         self.available_devices = devices
         self.compiled = []
-        self._real = openvino.Core()
+        self._real = open_core()
 
     def get_property(self, device, name):
         assert name == 'FULL_DEVICE_NAME'
@@ -51,7 +50,7 @@ def cores(monkeypatch):
 
     def put(*devices):
         core = FakeCore(list(devices))
-        monkeypatch.setattr(engines.openvino, 'Core', lambda: core)
+        monkeypatch.setattr(engines, 'open_core', lambda: core)
         return core
 
     return put
@@ -155,7 +154,7 @@ def test_the_cpu_computes_in_float32_unless_bfloat16_is_asked_for(layers):
     narrow = OpenVinoEngine(layers, settings=EngineSettings(precision='bf16'))
     found = run(narrow, x)
     np.testing.assert_allclose(found, expected, atol=5e-2)
-    if 'BF16' in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
+    if 'BF16' in open_core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
         assert np.abs(found - expected).max() > 1e-4
 
 
@@ -296,7 +295,7 @@ def test_missing_device_is_told_what_there_is(doubler, cores):
 
 
 @pytest.mark.skipif(
-    any(name.startswith(('GPU', 'NPU')) for name in openvino.Core().available_devices),
+    any(name.startswith(('GPU', 'NPU')) for name in open_core().available_devices),
     reason='there is an Intel GPU or NPU',
 )
 @pytest.mark.parametrize('name', ['openvino_gpu', 'openvino_npu'])
@@ -327,3 +326,32 @@ def test_device_and_precision_reach_the_library(
     assert used == device
     assert properties['PERFORMANCE_HINT'] == 'LATENCY'
     assert properties.get('INFERENCE_PRECISION_HINT') == hint
+
+
+SIGNAL_AFTER_ANOTHER_THREAD = """
+import os, signal, sys, threading
+from pathlib import Path
+import numpy as np
+from vla_policy_ros.engines.openvino import OpenVinoEngine
+told = []
+signal.signal(signal.SIGUSR1, lambda *_: told.append(1))
+engines = [OpenVinoEngine(Path(sys.argv[1]))]
+def work():
+    x, y = np.zeros((1, 3), np.float32), np.zeros((1, 3), np.float32)
+    engines[0].bind({'x': x, 'y': y}).enqueue()
+    engines.clear()
+for _ in range(2):
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    engines.append(OpenVinoEngine(Path(sys.argv[1])))
+assert told == [1, 1], told
+"""
+
+
+def test_a_signal_after_an_engine_went_on_another_thread_is_harmless(tmp_path):
+    path = save_doubler(tmp_path / 'doubler.onnx')
+    command = [sys.executable, '-c', SIGNAL_AFTER_ANOTHER_THREAD, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

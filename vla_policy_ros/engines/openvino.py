@@ -9,6 +9,7 @@ Properties: https://docs.openvino.ai, "Runtime inference", of each device.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -53,6 +54,16 @@ _VERSION = openvino.__version__.partition('-')[0]  # the build follows
 _SIXTEEN_BIT = ('fp16', 'int8', 'fp8')  # what is not quantised in an 8-bit network is in fp16
 
 _Shapes = tuple[tuple[int, ...], ...]
+
+
+@functools.cache
+def open_core() -> Any:
+    """Return the library's core, one for the process and for as long as it runs.
+
+    The CPU plugin gives the thread that loads it a signal stack and frees that with the core, from whichever thread lets
+    go of it. The next signal that the first thread gets then ends the process (seen with OpenVINO 2026.4.1).
+    """
+    return openvino.Core()
 
 
 class OpenVinoExecution:
@@ -105,7 +116,7 @@ class OpenVinoEngine(NamedTensors):
 
     def __init__(self, onnx_path: Path, *, settings: EngineSettings = DEFAULT_SETTINGS) -> None:
         self._name = onnx_path.name
-        self._core = openvino.Core()
+        self._core = open_core()
         self._device = self._find_device(settings.device_index)
         self._properties = {'PERFORMANCE_HINT': 'LATENCY', **self._choose(settings)}
         try:
