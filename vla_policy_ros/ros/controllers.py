@@ -23,6 +23,7 @@ from vla_policy_ros.execution.window import (
     choose_limits,
 )
 from vla_policy_ros.ros.convert import to_time
+from vla_policy_ros.ros.qos import hand_over
 from vla_policy_ros.ros.tick_outputs import (
     COMMANDS,
     ForwardCommandOutput,
@@ -195,7 +196,8 @@ class _TrajectoryOutput:
         return int(self._publisher.get_subscription_count()) > 0
 
     def close(self) -> None:
-        """Remove the publisher."""
+        """Remove the publisher; the last command is the one of rest, and must not go with it."""
+        hand_over(self._publisher)
         self._node.destroy_publisher(self._publisher)
 
     def _fill(self, points: TrajectoryPoints) -> None:

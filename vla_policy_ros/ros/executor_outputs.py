@@ -13,7 +13,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from vla_policy_ros.execution.report import Command, Snapshot
 from vla_policy_ros.msg import ExecutorStatus, MotionCommand
 from vla_policy_ros.ros.convert import to_time
-from vla_policy_ros.ros.qos import LATCHED, RELIABLE
+from vla_policy_ros.ros.qos import LATCHED, RELIABLE, hand_over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +82,7 @@ class MotionPublisher:
 
     def close(self) -> None:
         """Remove the publisher."""
+        hand_over(self._publisher)
         self._node.destroy_lifecycle_publisher(self._publisher)
 
 

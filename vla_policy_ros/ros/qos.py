@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rclpy.duration import Duration
 from rclpy.qos import (
     DurabilityPolicy,
     HistoryPolicy,
@@ -23,6 +24,17 @@ LATCHED = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
+
+
+_LONGEST_HAND_OVER = Duration(seconds=0.5)
+
+
+def hand_over(publisher: Any) -> None:
+    """Wait until every listener has what was published, before the publisher goes and takes the rest along.
+
+    Blocks for half a second at most, when a listener does not answer.
+    """
+    publisher.wait_for_all_acked(_LONGEST_HAND_OVER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from vla_policy_ros.core.errors import ConfigurationError
 from vla_policy_ros.core.specs import Array
 from vla_policy_ros.deployment import controllers
 from vla_policy_ros.ros.convert import to_time
+from vla_policy_ros.ros.qos import hand_over
 
 # A command is replaced by the next one; a controller that was held up needs no older ones.
 COMMANDS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
@@ -86,7 +87,8 @@ class TickOutput:
         return int(self._publisher.get_subscription_count()) > 0
 
     def close(self) -> None:
-        """Remove the publisher."""
+        """Remove the publisher; the last command is the one of rest, and must not go with it."""
+        hand_over(self._publisher)
         self._node.destroy_publisher(self._publisher)
 
     def _fill(self, command: Array, stamp_ns: int) -> None:
