@@ -17,6 +17,7 @@ HEAVY = {
     'onnxruntime',
     'pyarrow',
     'pycuda',
+    'openvino',
     'pydantic',
     'rclpy',
     'rich',
@@ -28,7 +29,7 @@ HEAVY = {
     'yaml',
 }
 SCHEMA = {'pydantic', 'yaml'}
-GPU = {'cuda', 'pycuda', 'tensorrt', 'tensorrt_rtx', 'torch'}  # never at import
+GPU = {'cuda', 'openvino', 'pycuda', 'tensorrt', 'tensorrt_rtx', 'torch'}  # never at import
 NEEDS = {
     'core': set(),
     'scheduling': set(),
@@ -47,7 +48,9 @@ NEEDS = {
     'tools': SCHEMA,
 }
 # Engines that are one library's: the registry imports each of them when it is asked for by name.
-ONLY_WITH_TORCH = 'vla_policy_ros.engines.torch', 'vla_policy_ros.engines.onnx_to_torch'
+ONLY_WITH_ITS_LIBRARY = tuple(
+    f'vla_policy_ros.engines.{name}' for name in ('torch', 'onnx_to_torch', 'openvino')
+)
 IMPORT_WITHOUT = """
 import importlib, sys
 
@@ -70,7 +73,7 @@ def modules_of(room):
 
 @pytest.mark.parametrize('room', sorted(NEEDS))
 def test_room_needs_only_its_own_libraries(room):
-    modules = [name for name in modules_of(room) if not name.startswith(ONLY_WITH_TORCH)]
+    modules = [name for name in modules_of(room) if not name.startswith(ONLY_WITH_ITS_LIBRARY)]
     assert modules
     code = IMPORT_WITHOUT.format(blocked=HEAVY - NEEDS[room], modules=modules)
     result = subprocess.run(
