@@ -64,6 +64,7 @@ def test_colcon_builds_an_overlay_that_works(tmp_path, flags):
     share = tmp_path / 'install' / 'vla_policy_ros' / 'share' / 'vla_policy_ros'
     assert (share / 'launch' / 'demo.launch.py').is_file()
     assert (share / 'config' / 'fastdds.xml').is_file()
+    assert (share / 'config' / 'fastrtps.xml').is_file()
     programs = tmp_path / 'install' / 'vla_policy_ros' / 'lib' / 'vla_policy_ros'
     assert {path.name for path in programs.iterdir()} == {
         'vla-policy',

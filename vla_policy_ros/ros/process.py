@@ -56,15 +56,17 @@ def tune_allocator() -> bool:
 def use_shipped_middleware_profile() -> Path | None:
     """Point Fast DDS at the shipped profile unless the user named one; return the profile in force.
 
-    Must run before `rclpy.init`. Fast DDS 3 (Kilted and later) and 2 read differently named variables.
+    Must run before `rclpy.init`. Fast DDS 3 (Kilted and later) and 2 read differently named variables, and name the parts of
+    a profile differently.
     """
     prefixes = [Path(prefix) for prefix in os.environ.get('AMENT_PREFIX_PATH', '').split(':')]
     is_version_3 = any((prefix / 'share' / 'fastdds').is_dir() for prefix in prefixes)
-    variable = f'{"FASTDDS" if is_version_3 else "FASTRTPS"}_DEFAULT_PROFILES_FILE'
+    library = 'fastdds' if is_version_3 else 'fastrtps'
+    variable = f'{library.upper()}_DEFAULT_PROFILES_FILE'
     if chosen := os.environ.get(variable):
         return Path(chosen)
     for prefix in prefixes:
-        profile = prefix / 'share' / 'vla_policy_ros' / 'config' / 'fastdds.xml'
+        profile = prefix / 'share' / 'vla_policy_ros' / 'config' / f'{library}.xml'
         if profile.is_file():
             os.environ[variable] = str(profile)
             return profile

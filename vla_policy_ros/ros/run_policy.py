@@ -14,7 +14,8 @@ from std_msgs.msg import String
 from vla_policy_ros.action import RunPolicy
 from vla_policy_ros.execution.report import Answer, Snapshot
 from vla_policy_ros.execution.states import State
-from vla_policy_ros.ros.qos import LATCHED
+from vla_policy_ros.ros.clock import NodeClock
+from vla_policy_ros.ros.qos import LATCHED, linger
 
 _FEEDBACK_NS = 200_000_000
 _ENDED = (State.UNARMED, State.STOPPED)
@@ -77,6 +78,7 @@ class RunPolicyServer:
 
     def __init__(self, node: Any, loop: RunnableLoop) -> None:
         self._node, self._loop = node, loop
+        self._clock = NodeClock(node)
         self._run: _Run | None = None
         self._server = _GoalServer(
             node,
@@ -111,10 +113,11 @@ class RunPolicyServer:
             self._loop.disarm()
             self._run.note(self._loop.snapshot(), self._elapsed_ns(self._run))
             self._finish(self._run, 'stopped', 'the executor node was deactivated')
+            linger()
         self._server.destroy()
 
     def _begin(self, goal: Any) -> None:
-        run = _Run(goal, self._now_ns(), self._loop.snapshot())
+        run = _Run(goal, self._clock.now_ns(), self._loop.snapshot())
         refusal = self._find_refusal(goal.request)
         if refusal:
             self._finish(run, 'refused', refusal)
@@ -168,10 +171,7 @@ class RunPolicyServer:
         )
 
     def _elapsed_ns(self, run: _Run) -> int:
-        return max(self._now_ns() - run.begun_ns, 0)
-
-    def _now_ns(self) -> int:
-        return int(self._node.get_clock().now().nanoseconds)
+        return max(self._clock.now_ns() - run.begun_ns, 0)
 
 
 class _GoalServer(ActionServer):

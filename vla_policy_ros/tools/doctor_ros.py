@@ -20,7 +20,7 @@ from vla_policy_ros.deployment.config import CameraSource, Deployment, JointSour
 from vla_policy_ros.tools.doctor_checks import Check, State, is_installed
 
 SEGMENT_BYTES = 64 * 2**20
-"""Shared memory that each process takes with the shipped Fast DDS profile (config/fastdds.xml)."""
+"""Shared memory that each process takes with the shipped Fast DDS profile (config/fastdds.xml, fastrtps.xml)."""
 # Fast DDS 3 (Kilted and later), then 2.
 _PROFILE_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
 _FEWEST_SEGMENTS = 4  # policy node, two cameras, one more
@@ -219,7 +219,10 @@ def _check_middleware() -> Check:
 
 def _check_profile() -> Check:
     purpose = 'images between processes, in shared memory'
-    step = 'Set FASTDDS_DEFAULT_PROFILES_FILE to our config/fastdds.xml for every publisher of images.'
+    step = (
+        'For every publisher of images, set FASTDDS_DEFAULT_PROFILES_FILE to our config/fastdds.xml '
+        '(Humble, Jazzy: FASTRTPS_DEFAULT_PROFILES_FILE to fastrtps.xml).'
+    )
     chosen = next((os.environ[v] for v in _PROFILE_VARIABLES if os.environ.get(v)), '')
     if not chosen:
         found = 'none in this shell; nodes of this package take the shipped one'
