@@ -7,28 +7,19 @@ from contextlib import closing
 from pathlib import Path
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from launch.actions import (
-    DeclareLaunchArgument,
-    GroupAction,
-    IncludeLaunchDescription,
-    OpaqueFunction,
-    RegisterEventHandler,
-    Shutdown,
-)
+from launch.actions import GroupAction, OpaqueFunction, RegisterEventHandler, Shutdown
 from launch.event_handlers import OnProcessExit
 from launch.events.process import ProcessExited
-from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution, PythonExpression
-from launch_ros.actions import LifecycleNode, SetRemap
+from launch.substitutions import LaunchConfiguration, PythonExpression
+from launch_ros.actions import SetRemap
 from launch_ros.parameter_descriptions import ParameterValue
-from launch_ros.substitutions import FindPackageShare
 
-from vla_policy_ros.datasets.registry import open_dataset
 from vla_policy_ros.deployment.executor import load_executor
-from vla_policy_ros.sample import sample_dataset_path, sample_executor_path
+from vla_policy_ros.ros.launch_files import declare, include, make_node
+from vla_policy_ros.sample import sample_executor_path
+from vla_policy_ros.tools.arguments import open_named_dataset
+from vla_policy_ros.tools.motion_plan import ROBOT_TOPIC
 
-# Where the simulated robot tells its joint states: on the usual topic the replay plays the recorded ones.
-ROBOT_TOPIC = 'simulated_robot/joint_states'
 # name, type, default, description
 ARGUMENTS = (
     ('dataset', str, 'sample', 'LeRobot dataset or rosbag2, or sample'),
@@ -52,13 +43,6 @@ def _shut_down_after_failure(event: ProcessExited, _context: LaunchContext) -> l
     return [Shutdown(reason=f'{event.process_name} ended with status {event.returncode}')]
 
 
-def _include(name: str, **arguments: object) -> IncludeLaunchDescription:
-    path = PathJoinSubstitution([FindPackageShare('vla_policy_ros'), 'launch', name])
-    return IncludeLaunchDescription(
-        PythonLaunchDescriptionSource(path), launch_arguments=arguments.items()
-    )
-
-
 def _find_executor(values: dict[str, str]) -> Path | None:
     """Return the executor file; None when chunks are only recorded, as at another pace than the recorded one."""
     given = values['executor']
@@ -70,8 +54,7 @@ def _find_executor(values: dict[str, str]) -> Path | None:
 
 def _first_pose(values: dict[str, str], columns: set[str]) -> dict[str, float]:
     """Return where the recording begins, of those columns that the robot has."""
-    name = values['dataset']
-    with closing(open_dataset(sample_dataset_path() if name == 'sample' else name)) as dataset:
+    with closing(open_named_dataset(values['dataset'])) as dataset:
         names = [column.name for column in dataset.info.state]
         first = int(values['episodes']) if values['episodes'].isdigit() else 0
         with closing(dataset.episode(first)) as episode:
@@ -83,24 +66,16 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Start the recorder, and the executor with its robot when there is an executor file."""
     values = {name: LaunchConfiguration(name).perform(context) for name, *_ in ARGUMENTS}
     executor = _find_executor(values)
-    recorder = LifecycleNode(
-        package='vla_policy_ros',
-        executable='recorder_node',
-        name='recorder_node',
-        namespace='',
-        output='screen',
-        parameters=[
-            {
-                **{
-                    name: ParameterValue(values[name], value_type=str)
-                    for name in ('out', 'dataset', 'tolerances')
-                },
-                'executor': ParameterValue(str(executor or ''), value_type=str),
-                'robot_topic': ROBOT_TOPIC,
-                'autostart': True,
-                'use_sim_time': values['mode'] == 'lockstep',
-            },
-        ],
+    texts = {name: values[name] for name in ('out', 'dataset', 'tolerances')}
+    texts['executor'] = str(executor or '')
+    recorder = make_node(
+        'recorder_node',
+        {
+            **{name: ParameterValue(text, value_type=str) for name, text in texts.items()},
+            'robot_topic': ROBOT_TOPIC,
+            'autostart': True,
+            'use_sim_time': values['mode'] == 'lockstep',
+        },
         on_exit=Shutdown(),
     )
     return [recorder] if executor is None else [recorder, _move(executor, values)]
@@ -114,12 +89,12 @@ def _move(executor: Path, values: dict[str, str]) -> GroupAction:
     return GroupAction(
         [
             SetRemap(topic, ROBOT_TOPIC),
-            _include(
+            include(
                 'executor.launch.py',
                 config=str(executor),
                 armed_at_start='true',
             ),
-            _include(
+            include(
                 'simulated_robot.launch.py',
                 config=str(executor),
                 # ROS knows no type for an empty list.
@@ -131,27 +106,26 @@ def _move(executor: Path, values: dict[str, str]) -> GroupAction:
 
 
 def generate_launch_description() -> LaunchDescription:
+    """Return what `ros2 launch` starts."""
+
     def argument(name: str) -> LaunchConfiguration:
         return LaunchConfiguration(name)
 
     is_lockstep = PythonExpression(["'", argument('mode'), "' == 'lockstep'"])
     return LaunchDescription(
         [
-            *(
-                DeclareLaunchArgument(name, default_value=default, description=description)
-                for name, _, default, description in ARGUMENTS
-            ),
+            *declare(ARGUMENTS),
             # The recorder would wait for ever for a node that could not start.
             RegisterEventHandler(OnProcessExit(on_exit=_shut_down_after_failure)),
             OpaqueFunction(function=_start),
-            _include(
+            include(
                 'policy.launch.py',
                 bundle=argument('bundle'),
                 config=argument('config'),
                 image_transport=argument('image_transport'),
                 use_sim_time=is_lockstep,
             ),
-            _include(
+            include(
                 'replay.launch.py',
                 dataset=argument('dataset'),
                 episodes=argument('episodes'),

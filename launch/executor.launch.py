@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument
-from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import LifecycleNode
-from launch_ros.parameter_descriptions import ParameterValue
+
+from vla_policy_ros.ros.launch_files import describe_node
 
 # name, type, default, description
 ARGUMENTS = (
@@ -25,26 +23,5 @@ ARGUMENTS = (
 
 
 def generate_launch_description() -> LaunchDescription:
-    node = LifecycleNode(
-        package='vla_policy_ros',
-        executable='executor_node',
-        name='executor_node',
-        namespace=LaunchConfiguration('namespace'),
-        output='screen',
-        parameters=[
-            {
-                name: ParameterValue(LaunchConfiguration(name), value_type=kind)
-                for name, kind, _, _ in ARGUMENTS
-            }
-        ],
-    )
-    return LaunchDescription(
-        [
-            *(
-                DeclareLaunchArgument(name, default_value=default, description=description)
-                for name, _, default, description in ARGUMENTS
-            ),
-            DeclareLaunchArgument('namespace', default_value='', description='Node namespace'),
-            node,
-        ]
-    )
+    """Return what `ros2 launch` starts."""
+    return describe_node('executor_node', ARGUMENTS)

@@ -7,11 +7,10 @@ The folder holds `deployment.yaml` and `executor.yaml`, as those in examples/.
 from __future__ import annotations
 
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
 from launch.conditions import IfCondition
-from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
-from launch_ros.substitutions import FindPackageShare
+
+from vla_policy_ros.ros.launch_files import declare, include
 
 # name, type, default, description
 ARGUMENTS = (
@@ -27,37 +26,27 @@ ARGUMENTS = (
 
 
 def generate_launch_description() -> LaunchDescription:
-    def argument(name: str) -> LaunchConfiguration:
-        return LaunchConfiguration(name)
+    """Return what `ros2 launch` starts."""
 
-    def include(
-        name: str, config: str, *passed: str, condition: IfCondition | None = None
-    ) -> IncludeLaunchDescription:
-        path = PathJoinSubstitution([FindPackageShare('vla_policy_ros'), 'launch', name])
-        arguments = {
-            'config': PathJoinSubstitution([argument('folder'), config]),
-            **{name: argument(name) for name in (*passed, 'use_sim_time')},
+    def passed(config: str, *names: str) -> dict[str, object]:
+        path = PathJoinSubstitution([LaunchConfiguration('folder'), config])
+        return {
+            'config': path,
+            **{name: LaunchConfiguration(name) for name in (*names, 'use_sim_time')},
         }
-        return IncludeLaunchDescription(
-            PythonLaunchDescriptionSource(path),
-            launch_arguments=arguments.items(),
-            condition=condition,
-        )
 
     return LaunchDescription(
         [
-            *(
-                DeclareLaunchArgument(name, default_value=default, description=description)
-                for name, _, default, description in ARGUMENTS
-            ),
+            *declare(ARGUMENTS),
             include(
-                'policy.launch.py', 'deployment.yaml', 'bundle', 'instruction', 'image_transport'
+                'policy.launch.py',
+                **passed('deployment.yaml', 'bundle', 'instruction', 'image_transport'),
             ),
-            include('executor.launch.py', 'executor.yaml', 'dry_run', 'armed_at_start'),
+            include('executor.launch.py', **passed('executor.yaml', 'dry_run', 'armed_at_start')),
             include(
                 'simulated_robot.launch.py',
-                'executor.yaml',
-                condition=IfCondition(argument('simulate')),
+                condition=IfCondition(LaunchConfiguration('simulate')),
+                **passed('executor.yaml'),
             ),
         ]
     )
