@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -142,6 +143,28 @@ def test_a_deployment_of_another_robot(cli, deployment):
 def test_a_deployment_with_a_my_bundle(cli, deployment, my_bundle):
     (my_bundle / 'policy.onnx').unlink()
     assert_faults(cli('check', '--json', deployment()), 'deployment', 'missing_file')
+
+
+EXAMPLES = Path(__file__).parents[2] / 'examples'
+
+
+@pytest.mark.parametrize('path', sorted(EXAMPLES.glob('*/executor.yaml')), ids=str)
+def test_a_sound_executor_file(cli, path):
+    result = cli('check', '--json', path)
+    assert (result.status, result.document['kind']) == (0, 'executor')
+    assert result.document['summary']['controllers']
+
+
+def test_an_executor_file_with_faults(cli, tmp_path):
+    path = tmp_path / 'executor.yaml'
+    arm = {'name': 'arm', 'kind': 'forward_command', 'topic': 'arm', 'columns': ['a']}
+    path.write_text(yaml.safe_dump({'controllers': [arm], 'rate': 200}), encoding='utf-8')
+    assert_faults(cli('check', '--json', path), 'executor', 'unknown_key')
+    limits = {'file': 'limits.yaml'}
+    path.write_text(yaml.safe_dump({'controllers': [arm], 'limits': limits}), encoding='utf-8')
+    result = cli('check', '--json', path)
+    assert result.status == 1
+    assert 'limits.yaml' in result.document['faults'][0]['where']
 
 
 def test_what_is_none_of_these(cli, tmp_path):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vla-policy check`: every fault of a dataset, a bag, a bundle or a deployment file."""
+"""`vla-policy check`: every fault of a dataset, a bag, a bundle, a deployment or an executor file."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from vla_policy_ros.tools.summaries import (
     bundle_summary,
     dataset_summary,
     deployment_summary,
+    executor_summary,
     to_text,
 )
 
@@ -31,6 +32,7 @@ _EXAMPLES = """\
   vla-policy check recordings/run_7.mcap             a bag
   vla-policy check bundles/pick_v3                   a policy bundle
   vla-policy check --json config/my_robot.yaml       a deployment file, and whether its bundle fits
+  vla-policy check config/my_executor.yaml           an executor file, and its limits
 """
 _MANIFEST = 'bundle.yaml'
 
@@ -50,9 +52,9 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         'check',
         run=run,
-        summary='list every fault of a dataset, bag, bundle or deployment file',
-        description='Look for every fault of a dataset, a bag, a policy bundle or a deployment file, and say what it '
-        'holds when there is none. What it is is seen from its files.',
+        summary='list every fault of a dataset, bag, bundle, deployment or executor file',
+        description='Look for every fault of a dataset, a bag, a policy bundle, a deployment or an executor file, and say '
+        'what it holds when there is none. What it is is seen from its files.',
         examples=_EXAMPLES,
     )
     parser.add_argument('path', metavar='PATH', type=Path, help='folder or file to check')
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigurationError(
             str(path),
             got='nothing there',
-            expected='a dataset, a bag, a bundle or a deployment file',
+            expected='a dataset, a bag, a bundle, a deployment or an executor file',
             next_step='Check the path.',
             code='no_such_path',
         )
@@ -87,7 +89,7 @@ def choose_check(path: Path) -> Callable[[Path], Finding]:
     if path.name == _MANIFEST or (path / _MANIFEST).is_file():
         return check_bundle
     if path.is_file() and path.suffix in ('.yaml', '.yml'):
-        return check_deployment_file
+        return check_executor_file if _names_controllers(path) else check_deployment_file
     return check_dataset
 
 
@@ -126,6 +128,32 @@ def check_deployment_file(path: Path) -> Finding:
     return Finding(kind='deployment', summary=deployment_summary(deployment, bundle))
 
 
+def check_executor_file(path: Path) -> Finding:
+    """Check an executor file and its limits, as far as that goes without the policy's columns."""
+    from vla_policy_ros.deployment.executor import find_executor_faults, load_executor
+    from vla_policy_ros.deployment.limits import read_limits_file
+
+    faults = find_executor_faults(path)
+    if faults:
+        return Finding(kind='executor', faults=faults)
+    settings = load_executor(path)
+    try:
+        limits = read_limits_file(settings.limits.file) if settings.limits.file else None
+    except VlaPolicyError as fault:
+        return Finding(kind='executor', faults=[fault])
+    return Finding(kind='executor', summary=executor_summary(settings, limits))
+
+
+def _names_controllers(path: Path) -> bool:
+    """Whether a YAML file is an executor file: a deployment file has no controllers."""
+    from vla_policy_ros.bundle.strict import read_yaml
+
+    try:
+        return 'controllers' in read_yaml(path, ConfigurationError)
+    except ConfigurationError:
+        return False
+
+
 def check_dataset(path: Path) -> Finding:
     """Check a dataset or a bag."""
     from vla_policy_ros.datasets.registry import find_dataset_faults, open_dataset
@@ -144,7 +172,7 @@ def _widen(fault: VlaPolicyError) -> VlaPolicyError:
     return ConfigurationError(
         fault.where,
         got=fault.got,
-        expected=f'{fault.expected}, {_MANIFEST} (bundle) or a deployment file (.yaml)',
+        expected=f'{fault.expected}, {_MANIFEST} (bundle) or a deployment file or executor file (.yaml)',
         next_step=fault.next_step,
         code=fault.code,
     )

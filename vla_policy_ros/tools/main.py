@@ -49,7 +49,7 @@ COMMANDS = tuple(module.__name__.rpartition('.')[2] for module in _MODULES)
 _EXAMPLES = """\
 first steps:
   vla-policy demo                                    prove the embedded policy on the embedded dataset
-  vla-policy check ~/datasets/my_robot               look for faults in a dataset, bag, bundle or deployment file
+  vla-policy check ~/datasets/my_robot               look for faults in a dataset, bag, bundle, deployment or executor file
   vla-policy COMMAND --help                          every option of a command, with examples
 
 exit status: 0 fine, 1 found wanting, 2 used wrongly, 130 interrupted"""

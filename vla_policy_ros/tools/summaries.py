@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a dataset, a bundle or a deployment holds, for people and for `--json`."""
+"""What a dataset, a bundle, a deployment or an executor file holds, for people and for `--json`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from vla_policy_ros.core.dataset import DatasetInfo
     from vla_policy_ros.core.specs import Column
     from vla_policy_ros.deployment.config import Deployment
+    from vla_policy_ros.deployment.executor import ExecutorSettings
+    from vla_policy_ros.deployment.limits import LimitsFile
 
 Fact = str | int | float | Sequence[str] | Mapping[str, str]
 Summary = dict[str, Fact]
@@ -75,6 +77,22 @@ def deployment_summary(deployment: Deployment, bundle: Bundle) -> Summary:
         'instruction': deployment.instruction.text or f'topic {deployment.instruction.topic}',
         'reference': deployment.reference_stream(spec),
         'chunks': deployment.output.chunk_topic,
+    }
+
+
+def executor_summary(settings: ExecutorSettings, limits: LimitsFile | None) -> Summary:
+    """Return what an executor file says, with the limits file that it names."""
+    urdf = settings.limits.urdf_file or settings.limits.urdf_topic
+    return {
+        'rate': f'{settings.rate_hz:g} Hz',
+        'strategy': settings.strategy.name,
+        'controllers': {
+            controller.name: f'{controller.kind} on {controller.topic}: {" ".join(controller.columns)}'
+            for controller in settings.controllers
+        },
+        'limits of': ' '.join(limits.joints) if limits else 'no file',
+        'robot description': urdf or 'none',
+        'measured': settings.measured.topic or 'not read',
     }
 
 
