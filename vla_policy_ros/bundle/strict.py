@@ -74,6 +74,22 @@ def parse(
     return parsed
 
 
+def parse_file(model: type[ModelT], path: Path, error: type[VlaPolicyError]) -> ModelT:
+    """Read a YAML file as a model; raise the first fault and say how many more there are."""
+    return parse(model, read_yaml(path, error), str(path), error)
+
+
+def find_file_faults(
+    model: type[ModelT], path: Path, error: type[VlaPolicyError]
+) -> list[VlaPolicyError]:
+    """Return every fault of a YAML file as a model."""
+    try:
+        document = read_yaml(path, error)
+    except VlaPolicyError as fault:
+        return [fault]
+    return find_faults(model, document, str(path), error)[1]
+
+
 def with_count(faults: Sequence[VlaPolicyError]) -> VlaPolicyError:
     """Return the first fault; its next step also says how many more there are."""
     first, more = faults[0], len(faults) - 1

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from vla_policy_ros.bundle.strict import StrictModel, parse, read_yaml
+from vla_policy_ros.bundle.strict import StrictModel, parse_file
 from vla_policy_ros.core.errors import DatasetError
 from vla_policy_ros.core.specs import Column, ColumnKind
 from vla_policy_ros.datasets.synthetic import SyntheticColumn, SyntheticDataset
@@ -68,7 +68,7 @@ def open_made_up(path: str | Path) -> SyntheticDataset:
         DatasetError: The file is not YAML, or a key is unknown, missing or has a wrong value.
     """
     path = Path(path)
-    recording = parse(_MadeUpRecording, read_yaml(path, DatasetError), str(path), DatasetError)
+    recording = parse_file(_MadeUpRecording, path, DatasetError)
     return SyntheticDataset(
         num_episodes=recording.num_episodes,
         num_steps=recording.num_steps,

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from vla_policy_ros.bundle.manifest import Precision
-from vla_policy_ros.bundle.strict import StrictModel, find_faults, parse, read_yaml
+from vla_policy_ros.bundle.strict import StrictModel, find_file_faults, parse, parse_file
 from vla_policy_ros.core.errors import ConfigurationError, VlaPolicyError
 from vla_policy_ros.core.specs import PolicySpec
 from vla_policy_ros.deployment.checks import JOINT_STATES, find_mismatches
@@ -236,18 +236,12 @@ def load_deployment(path: str | Path) -> Deployment:
         ConfigurationError: The file is missing or not YAML, or a key is unknown, missing or has a wrong value.
     """
     path = Path(path)
-    document = read_yaml(path, ConfigurationError)
-    return _resolve(parse(Deployment, document, str(path), ConfigurationError), path.parent)
+    return _resolve(parse_file(Deployment, path, ConfigurationError), path.parent)
 
 
 def find_deployment_faults(path: str | Path) -> list[VlaPolicyError]:
     """Return every fault of a deployment file that can be told without the policy."""
-    path = Path(path)
-    try:
-        document = read_yaml(path, ConfigurationError)
-    except ConfigurationError as fault:
-        return [fault]
-    return find_faults(Deployment, document, str(path), ConfigurationError)[1]
+    return find_file_faults(Deployment, Path(path), ConfigurationError)
 
 
 def check_deployment(deployment: Deployment, spec: PolicySpec) -> list[VlaPolicyError]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from vla_policy_ros.bundle.strict import StrictModel, find_faults, parse, read_yaml
+from vla_policy_ros.bundle.strict import StrictModel, find_file_faults, parse_file
 from vla_policy_ros.core.errors import ConfigurationError, VlaPolicyError
 from vla_policy_ros.core.specs import Column
 from vla_policy_ros.deployment.config import (
@@ -254,20 +254,14 @@ def load_executor(path: str | Path) -> ExecutorSettings:
         ConfigurationError: The file is missing or not YAML, or a key is unknown, missing or has a wrong value.
     """
     path = Path(path)
-    document = read_yaml(path, ConfigurationError)
-    settings = parse(ExecutorSettings, document, str(path), ConfigurationError)
+    settings = parse_file(ExecutorSettings, path, ConfigurationError)
     limits = settings.limits.resolved(path.parent)
     return settings.model_copy(update={'limits': limits})
 
 
 def find_executor_faults(path: str | Path) -> list[VlaPolicyError]:
     """Return every fault of an executor file that can be told without the policy."""
-    path = Path(path)
-    try:
-        document = read_yaml(path, ConfigurationError)
-    except ConfigurationError as fault:
-        return [fault]
-    return find_faults(ExecutorSettings, document, str(path), ConfigurationError)[1]
+    return find_file_faults(ExecutorSettings, Path(path), ConfigurationError)
 
 
 def check_executor(settings: ExecutorSettings, columns: Sequence[Column]) -> list[VlaPolicyError]:

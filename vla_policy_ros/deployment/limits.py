@@ -12,7 +12,7 @@ from xml.parsers import expat
 
 from pydantic import Field
 
-from vla_policy_ros.bundle.strict import StrictModel, parse, read_yaml
+from vla_policy_ros.bundle.strict import StrictModel, parse_file
 from vla_policy_ros.core.errors import ConfigurationError
 from vla_policy_ros.core.specs import Column
 from vla_policy_ros.deployment.config import LimitSettings
@@ -94,9 +94,7 @@ def read_limits_file(path: str | Path) -> LimitsFile:
             that a `has_` key announces is not there.
     """
     path = Path(path)
-    document = parse(
-        _LimitsDocument, read_yaml(path, ConfigurationError), str(path), ConfigurationError
-    )
+    document = parse_file(_LimitsDocument, path, ConfigurationError)
     return LimitsFile(
         joints={
             name: _from_entry(entry, f'{path}: joint_limits.{name}')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy around a policy: no chunk that breaks a limit leaves it."""
+"""A policy around a policy: no chunk that breaks a limit leaves it. What warms it up is not checked."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from vla_policy_ros.core.chunk import ActionChunk
 from vla_policy_ros.core.errors import ChunkRejectedError, ConfigurationError
-from vla_policy_ros.core.frame import Frame, PreparedFrame
 from vla_policy_ros.core.observation import Observation
-from vla_policy_ros.core.policy import DelayAware, Policy
+from vla_policy_ros.core.policy import Policy
 from vla_policy_ros.core.specs import Array, PolicySpec
+from vla_policy_ros.core.wrapped_policy import WrappedPolicy
 from vla_policy_ros.execution.chunk_check import check_chunk, clamp, stretch
 from vla_policy_ros.execution.kinds import ColumnMath
 from vla_policy_ros.execution.limits import JointLimits
@@ -23,7 +23,7 @@ from vla_policy_ros.execution.settings import LimitMode
 _MEND = {'clamp': clamp, 'stretch': stretch}
 
 
-class CheckedPolicy:
+class CheckedPolicy(WrappedPolicy):
     """Checks every whole chunk against limits; steps (`delta`) are added up from the observed state.
 
     Args:
@@ -39,7 +39,8 @@ class CheckedPolicy:
 
     def __init__(self, policy: Policy, limits: JointLimits, mode: LimitMode) -> None:
         spec = policy.spec
-        self._policy, self._limits, self._mode = policy, limits, mode
+        super().__init__(policy)
+        self._limits, self._mode = limits, mode
         self._math = ColumnMath(spec.action.columns)
         self._columns = commanded_columns(spec.action.columns)
         self._deltas = [int(place) for place in np.flatnonzero(self._math.is_delta)]
@@ -47,26 +48,9 @@ class CheckedPolicy:
         self._mended: Counter[str] = Counter()
 
     @property
-    def spec(self) -> PolicySpec:
-        """What the policy takes and gives."""
-        return self._policy.spec
-
-    @property
     def mended(self) -> dict[str, int]:
         """Limit and column, such as `velocity_limit elbow`, to the chunks that were bent or stretched for it."""
         return dict(self._mended)
-
-    def prepares_at_once(self, frame: Frame) -> bool:
-        """Tell whether the policy does."""
-        return self._policy.prepares_at_once(frame)
-
-    def prepare(self, frame: Frame) -> Frame | PreparedFrame:
-        """Prepare as the policy does."""
-        return self._policy.prepare(frame)
-
-    def warmup(self) -> None:
-        """Warm the policy up; made-up input is not checked."""
-        self._policy.warmup()
 
     def infer(self, observation: Observation) -> ActionChunk:
         """Return the policy's chunk when it is within the limits, or was brought there.
@@ -84,19 +68,6 @@ class CheckedPolicy:
             chunk = _MEND[self._mode](commanded, self._limits)
             self._mended[f'{fault.code} {fault.where.rpartition(" ")[2]}'] += 1
         return chunk
-
-    def note_published(self, delay_ns: int) -> tuple[str, ...]:
-        """Tell the policy, where it plans for the delay."""
-        policy = self._policy
-        return policy.note_published(delay_ns) if isinstance(policy, DelayAware) else ()
-
-    def reset(self) -> None:
-        """Reset the policy."""
-        self._policy.reset()
-
-    def close(self) -> None:
-        """Close the policy."""
-        self._policy.close()
 
     def _command(self, chunk: ActionChunk, observation: Observation) -> ActionChunk:
         anchor: Array = np.zeros(len(self._columns))

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from builtin_interfaces.msg import Duration
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -23,15 +22,14 @@ from vla_policy_ros.execution.window import (
     choose_limits,
 )
 from vla_policy_ros.ros.convert import to_time
-from vla_policy_ros.ros.qos import hand_over
 from vla_policy_ros.ros.tick_outputs import (
-    COMMANDS,
     ForwardCommandOutput,
     GripperOutput,
     JointJogOutput,
     JointStateOutput,
     PoseOutput,
     TickOutput,
+    TopicOutput,
     TwistOutput,
     view_doubles,
 )
@@ -150,7 +148,7 @@ def _open_ticked(
     return GripperOutput(node, controller, places)
 
 
-class _TrajectoryOutput:
+class _TrajectoryOutput(TopicOutput):
     """JointTrajectory with the motion from now on; the points of the message are made once."""
 
     def __init__(
@@ -162,16 +160,13 @@ class _TrajectoryOutput:
         *,
         period_ns: int,
     ) -> None:
-        self.name = controller.name
-        self._node = node
-        self._places = np.array(places, np.intp)
+        super().__init__(node, controller, places, JointTrajectory)
+        self._message.joint_names = list(controller.joints)
         self._window = window
         # A tick is never exactly on time.
         self._every_ns = to_ns(controller.every_ms) - period_ns // 2
         self._sent_ns: int | None = None
-        self._message = JointTrajectory(joint_names=list(controller.joints))
         self._pool: list[_Point] = []
-        self._publisher = node.create_publisher(JointTrajectory, controller.topic, COMMANDS)
 
     def begin(self) -> None:
         """Forget what has not gone out yet."""
@@ -190,15 +185,6 @@ class _TrajectoryOutput:
             self._sent_ns = now_ns
             self._fill(points)
             self._publisher.publish(self._message)
-
-    def is_heard(self) -> bool:
-        """Whether somebody listens."""
-        return int(self._publisher.get_subscription_count()) > 0
-
-    def close(self) -> None:
-        """Remove the publisher; the last command is the one of rest, and must not go with it."""
-        hand_over(self._publisher)
-        self._node.destroy_publisher(self._publisher)
 
     def _fill(self, points: TrajectoryPoints) -> None:
         self._message.header.stamp = to_time(points.stamp_ns)

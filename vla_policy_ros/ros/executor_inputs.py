@@ -46,8 +46,9 @@ class ExecutorInputs:
         self._names: tuple[str, ...] = ()
         subscribe = node.create_subscription
         self._subscriptions = [
-            # The stop twice: what was latched before this node came, and what a publisher that latches nothing says, reliably, as a stop must not get lost; that
-            # the first does not match such a publisher is no news.
+            # The stop twice: what was latched before this node came, and what a publisher that latches
+            # nothing says, reliably, as a stop must not get lost; that the first does not match such a
+            # publisher is no news.
             subscribe(
                 Bool,
                 'stop',

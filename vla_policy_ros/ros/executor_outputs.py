@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticStatus
 
 from vla_policy_ros.execution.report import Command, Snapshot
 from vla_policy_ros.msg import ExecutorStatus, MotionCommand
 from vla_policy_ros.ros.convert import to_time
+from vla_policy_ros.ros.diagnostics import Diagnostics
 from vla_policy_ros.ros.qos import LATCHED, RELIABLE, hand_over
 
 
@@ -96,23 +97,19 @@ class StatusPublisher:
     def __init__(self, node: Any) -> None:
         self._node = node
         self._status = node.create_publisher(ExecutorStatus, 'executor_status', LATCHED)
-        self._diagnostics = node.create_publisher(DiagnosticArray, '/diagnostics', RELIABLE)
+        self._diagnostics = Diagnostics(node, 'executor')
 
     def publish(self, snapshot: Snapshot, facts: NodeFacts) -> None:
         """Publish both."""
         status = status_message(snapshot, facts)
         status.header.stamp = self._node.get_clock().now().to_msg()
         self._status.publish(status)
-        name = f'{self._node.get_fully_qualified_name()[1:]}: executor'
-        entry = diagnostic_status(status, facts, name=name)
-        message = DiagnosticArray(status=[entry])
-        message.header.stamp = status.header.stamp
-        self._diagnostics.publish(message)
+        self._diagnostics.publish(*_summarise(status, facts), stamp=status.header.stamp)
 
     def close(self) -> None:
         """Remove both publishers."""
-        for publisher in (self._status, self._diagnostics):
-            self._node.destroy_publisher(publisher)
+        self._node.destroy_publisher(self._status)
+        self._diagnostics.close()
 
 
 def status_message(snapshot: Snapshot, facts: NodeFacts) -> ExecutorStatus:
@@ -151,8 +148,10 @@ def status_message(snapshot: Snapshot, facts: NodeFacts) -> ExecutorStatus:
     return status
 
 
-def diagnostic_status(status: ExecutorStatus, facts: NodeFacts, *, name: str) -> DiagnosticStatus:
-    """Return a status for /diagnostics: an error when nothing can be executed, a warning when something is amiss."""
+def _summarise(
+    status: ExecutorStatus, facts: NodeFacts
+) -> tuple[bytes, str, Mapping[str, object]]:
+    """Return level, message and values: an error when nothing can be executed, a warning when something is amiss."""
     level, message = DiagnosticStatus.OK, f'{status.state}: {status.cause}'
     if status.alarms or status.missing:
         level = DiagnosticStatus.WARN
@@ -161,7 +160,7 @@ def diagnostic_status(status: ExecutorStatus, facts: NodeFacts, *, name: str) ->
     if facts.fault or status.state in ('stopping', 'stopped'):
         level = DiagnosticStatus.ERROR
         message += f'; {facts.fault}' if facts.fault else ''
-    values = {
+    values: dict[str, object] = {
         'strategy': status.strategy,
         'dry run': status.is_dry_run,
         'scheduling': status.scheduling,
@@ -182,8 +181,7 @@ def diagnostic_status(status: ExecutorStatus, facts: NodeFacts, *, name: str) ->
     for what in ('refusal', 'discard', 'violation'):
         causes, counts = getattr(status, f'{what}_causes'), getattr(status, f'{what}_counts')
         values.update({f'{what} {c}': n for c, n in zip(causes, counts, strict=True)})
-    pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
-    return DiagnosticStatus(level=level, name=name, message=message, values=pairs)
+    return level, message, values
 
 
 def _put_counts(

@@ -17,6 +17,7 @@ from vla_policy_ros.core.frame import Frame
 from vla_policy_ros.deployment.config import Deployment
 from vla_policy_ros.preprocess.decode import ENCODINGS, compressed_encoding
 from vla_policy_ros.ros.cdr import read_compressed_image, read_image
+from vla_policy_ros.ros.clock import NodeClock
 from vla_policy_ros.ros.convert import to_ns
 from vla_policy_ros.ros.cv_bridge_fallback import load_cv_bridge
 from vla_policy_ros.ros.qos import PublisherMatch, match_publishers
@@ -104,7 +105,7 @@ class PolicyInputs:
     ) -> None:
         self._on_instruction_taken = on_instruction
         self._pipeline = pipeline
-        self._now_ns: Callable[[], int] = lambda: int(node.get_clock().now().nanoseconds)
+        self._clock = NodeClock(node)
         self._uses_receive_time = deployment.matching.time_source == 'receive'
         self._cv_bridge = load_cv_bridge()
         self._inputs: list[_Input] = []
@@ -144,7 +145,7 @@ class PolicyInputs:
             item.close()
 
     def _stamp(self, stamp_ns: int) -> int:
-        return self._now_ns() if self._uses_receive_time else stamp_ns
+        return self._clock.now_ns() if self._uses_receive_time else stamp_ns
 
     def _on_image(self, camera: str) -> Callable[[bytes], None]:
         def on_image(message: bytes) -> None:
@@ -183,7 +184,9 @@ class PolicyInputs:
 
     def _refuse(self, camera: str, stamp_ns: int | None, error: VlaPolicyError) -> None:
         """Refuse a message; the time of receipt stands in for a stamp that could not be read."""
-        self._pipeline.refuse(camera, self._now_ns() if stamp_ns is None else stamp_ns, error)
+        self._pipeline.refuse(
+            camera, self._clock.now_ns() if stamp_ns is None else stamp_ns, error
+        )
 
     def _on_joints(self, index: int) -> Callable[[JointState], None]:
         def on_joints(message: JointState) -> None:

@@ -19,7 +19,7 @@ from vla_policy_ros.msg import ExecutorStatus, MotionCommand
 from vla_policy_ros.ros.convert import to_ns
 from vla_policy_ros.ros.motion_messages import executor_facts, motion_sample
 from vla_policy_ros.ros.qos import LATCHED, RELIABLE
-from vla_policy_ros.ros.robot_description import wait_for_robot_description
+from vla_policy_ros.ros.robot_description import find_robot_description
 
 _RUNNING = ('soft_start', 'tracking', 'stopping')
 
@@ -38,12 +38,7 @@ class ExecutorFile:
 
     def __init__(self, node: Any, path: str, *, timeout_s: float) -> None:
         self.settings: ExecutorSettings = load_executor(path)
-        limits = self.settings.limits
-        self._urdf = (
-            wait_for_robot_description(node, limits.urdf_topic, timeout_s)
-            if limits.needs_robot_description
-            else None
-        )
+        self._urdf = find_robot_description(node, self.settings.limits, timeout_s)
 
     def finish(
         self,

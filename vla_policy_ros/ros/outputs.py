@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.qos import QoSProfile
 
 from vla_policy_ros.deployment.config import Deployment
 from vla_policy_ros.msg import ActionChunk, ObservationAck, PolicyStatus, StreamStatus
+from vla_policy_ros.ros.clock import NodeClock
 from vla_policy_ros.ros.convert import chunk_to_message, to_time
+from vla_policy_ros.ros.diagnostics import Diagnostics
 from vla_policy_ros.ros.inputs import InputState
 from vla_policy_ros.ros.qos import LATCHED, RELIABLE, unmatched_subscribers
 from vla_policy_ros.runtime.outcome import Outcome, PipelineSnapshot
@@ -42,7 +44,7 @@ class PolicyOutputs:
         self._policy_id = policy_id
         self._execution = execution
         output = deployment.output
-        self._now_ns: Callable[[], int] = lambda: int(node.get_clock().now().nanoseconds)
+        self._clock = NodeClock(node)
 
         def publisher(message_class: Any, topic: str, profile: QoSProfile = RELIABLE) -> Any:
             return node.create_lifecycle_publisher(message_class, topic, profile)
@@ -51,19 +53,19 @@ class PolicyOutputs:
         self._acks = publisher(ObservationAck, 'observation_ack')
         # Status must also be seen while inactive, so these two are plain publishers.
         self._status = node.create_publisher(PolicyStatus, 'policy_status', LATCHED)
-        self._diagnostics = node.create_publisher(DiagnosticArray, '/diagnostics', RELIABLE)
+        self._diagnostics = Diagnostics(node, 'policy')
 
     def close(self) -> None:
         """Remove every publisher."""
         for publisher in (self._chunks, self._acks):
             self._node.destroy_lifecycle_publisher(publisher)
-        for publisher in (self._status, self._diagnostics):
-            self._node.destroy_publisher(publisher)
+        self._node.destroy_publisher(self._status)
+        self._diagnostics.close()
 
     def publish_outcome(self, outcome: Outcome) -> None:
         """Publish the chunk, if there is one, and acknowledge the reference sample."""
         if outcome.chunk is not None:
-            now_ns = self._now_ns()
+            now_ns = self._clock.now_ns()
             self._chunks.publish(chunk_to_message(outcome.chunk, publish_stamp_ns=now_ns))
         ack = ObservationAck(
             accepted=outcome.chunk is not None,
@@ -90,7 +92,7 @@ class PolicyOutputs:
         )
         status = self._status_message(snapshot, inputs)
         self._status.publish(status)
-        self._diagnostics.publish(self._diagnostics_message(status, problems, mended))
+        self._publish_diagnostics(status, problems, mended)
 
     def _status_message(
         self, snapshot: PipelineSnapshot, inputs: Sequence[InputState]
@@ -114,7 +116,7 @@ class PolicyOutputs:
             refusal_counts=list(snapshot.causes.values()),
             stage_names=list(snapshot.latencies),
         )
-        status.header.stamp = to_time(self._now_ns())
+        status.header.stamp = to_time(self._clock.now_ns())
         for name in ('p50_ms', 'p95_ms', 'p99_ms', 'max_ms'):
             values = [getattr(summary, name) for summary in snapshot.latencies.values()]
             setattr(status, f'stage_{name}', values)
@@ -138,10 +140,10 @@ class PolicyOutputs:
             status.streams.append(entry)
         return status
 
-    def _diagnostics_message(
+    def _publish_diagnostics(
         self, status: PolicyStatus, problems: Sequence[str], mended: Mapping[str, int]
-    ) -> DiagnosticArray:
-        values = {
+    ) -> None:
+        values: dict[str, object] = {
             'policy': status.policy_id,
             'engine': status.engine,
             'execution': self._execution,
@@ -160,14 +162,11 @@ class PolicyOutputs:
             values[f'{stream.name} filled'] = stream.filled
         for index, name in enumerate(status.stage_names):
             values[f'{name} p99_ms'] = f'{status.stage_p99_ms[index]:.3f}'
-        main = DiagnosticStatus(
-            level=DiagnosticStatus.ERROR if problems else _LEVELS[status.state],
-            name=f'{self._node.get_fully_qualified_name()[1:]}: policy',
-            message='; '.join([status.state + (f': {status.detail}' if status.detail else '')])
-            + ''.join(f'; {problem}' for problem in problems),
+        told = status.state + (f': {status.detail}' if status.detail else '')
+        self._diagnostics.publish(
+            DiagnosticStatus.ERROR if problems else _LEVELS[status.state],
+            '; '.join([told, *problems]),
+            values,
+            stamp=status.header.stamp,
             hardware_id=status.policy_id,
-            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
         )
-        message = DiagnosticArray(status=[main])
-        message.header.stamp = status.header.stamp
-        return message

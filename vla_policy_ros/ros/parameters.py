@@ -34,6 +34,27 @@ def is_dynamic(field: FieldInfo) -> bool:
     return isinstance(extra, dict) and bool(extra.get('dynamic'))
 
 
+def require_file(name: str, path: str, what: str) -> str:
+    """Return the path that a parameter gives.
+
+    Args:
+        name: The parameter.
+        path: Its value.
+        what: What the file is, such as `executor file`.
+
+    Raises:
+        ConfigurationError: It is empty.
+    """
+    if path:
+        return path
+    raise ConfigurationError(
+        f'parameter {name}',
+        got='nothing',
+        expected=f'an {what}',
+        next_step=f'Give its path: -p {name}:={what.split(maxsplit=1)[0]}.yaml',
+    )
+
+
 class NodeParameters(Generic[ModelT]):
     """Declares a model's fields on a node, reads them once, and keeps the checked whole up to date.
 

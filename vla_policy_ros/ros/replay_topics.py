@@ -20,6 +20,7 @@ from vla_policy_ros.core.specs import Array
 from vla_policy_ros.deployment.config import topic_part
 from vla_policy_ros.evaluation.truth import truth_chunk
 from vla_policy_ros.msg import ActionChunk, PolicyStatus
+from vla_policy_ros.ros.clock import NodeClock
 from vla_policy_ros.ros.convert import chunk_to_message, to_time
 from vla_policy_ros.ros.faults import Faults, kinds
 from vla_policy_ros.ros.player import EPISODE_GAP_NS, Step
@@ -111,6 +112,7 @@ class ReplayTopics:
         )
         self.policy_status: PolicyStatus | None = None
         self._node = node
+        self._node_clock = NodeClock(node)
         self._info = info
         self._parameters = parameters
         self._clock_ns = _CLOCK_START_NS
@@ -174,7 +176,7 @@ class ReplayTopics:
         """Return the published clock, or the node's."""
         if self._clock is not None:
             return self._clock_ns
-        return int(self._node.get_clock().now().nanoseconds)
+        return self._node_clock.now_ns()
 
     def is_ready(self) -> bool:
         """Return whether the policy and the recorder have been matched for a moment."""

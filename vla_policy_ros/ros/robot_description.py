@@ -11,10 +11,27 @@ from rclpy.node import Node
 from std_msgs.msg import String
 
 from vla_policy_ros.core.errors import ConfigurationError
+from vla_policy_ros.deployment.config import LimitSettings
 from vla_policy_ros.ros.qos import match_publishers
 
 _TYPE = 'std_msgs/msg/String'
 _LOOK_AGAIN_S = 0.05
+
+
+def find_robot_description(node: Any, limits: LimitSettings, timeout_s: float) -> str | None:
+    """Return the robot description that limits ask for, None when they ask for none.
+
+    Args:
+        node: See `wait_for_robot_description`.
+        limits: Settings of the limits.
+        timeout_s: Longest wait, in seconds of real time.
+
+    Raises:
+        ConfigurationError: `no_robot_description`: nothing came in time.
+    """
+    if not limits.needs_robot_description:
+        return None
+    return wait_for_robot_description(node, limits.urdf_topic, timeout_s)
 
 
 def wait_for_robot_description(node: Any, topic: str, timeout_s: float) -> str:

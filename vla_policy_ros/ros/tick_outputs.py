@@ -55,8 +55,8 @@ def view_doubles(message: Any, field: str, count: int) -> Array:
     return np.frombuffer(getattr(message, field))
 
 
-class TickOutput:
-    """Publishes one message per tick.
+class TopicOutput:
+    """A message of a controller's topic, made once, and its publisher.
 
     Args:
         node: An rclpy node.
@@ -75,12 +75,7 @@ class TickOutput:
         self._publisher = node.create_publisher(message_class, controller.topic, COMMANDS)
 
     def begin(self) -> None:
-        """Begin a run."""
-
-    def send(self, command: Array, stamp_ns: int) -> None:
-        """Publish the (2, D) position and velocity that are due at a time."""
-        self._fill(command, stamp_ns)
-        self._publisher.publish(self._message)
+        """Begin a run from rest."""
 
     def is_heard(self) -> bool:
         """Whether somebody listens."""
@@ -90,6 +85,15 @@ class TickOutput:
         """Remove the publisher; the last command is the one of rest, and must not go with it."""
         hand_over(self._publisher)
         self._node.destroy_publisher(self._publisher)
+
+
+class TickOutput(TopicOutput):
+    """Publishes one message per tick."""
+
+    def send(self, command: Array, stamp_ns: int) -> None:
+        """Publish the (2, D) position and velocity that are due at a time."""
+        self._fill(command, stamp_ns)
+        self._publisher.publish(self._message)
 
     def _fill(self, command: Array, stamp_ns: int) -> None:
         raise NotImplementedError

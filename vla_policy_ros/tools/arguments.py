@@ -116,11 +116,10 @@ def read_manifest(folder: Path) -> Manifest:
         BundleError: It is missing or wrong.
     """
     from vla_policy_ros.bundle.manifest import MANIFEST_NAME, Manifest
-    from vla_policy_ros.bundle.strict import parse, read_yaml
+    from vla_policy_ros.bundle.strict import parse_file
     from vla_policy_ros.core.errors import BundleError
 
-    path = folder / MANIFEST_NAME
-    return parse(Manifest, read_yaml(path, BundleError), str(path), BundleError)
+    return parse_file(Manifest, folder / MANIFEST_NAME, BundleError)
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:

@@ -7,10 +7,9 @@ import threading
 from collections.abc import Callable
 
 from vla_policy_ros.core.chunk import ActionChunk
-from vla_policy_ros.core.frame import Frame, PreparedFrame
 from vla_policy_ros.core.observation import Observation
 from vla_policy_ros.core.policy import Policy
-from vla_policy_ros.core.specs import PolicySpec
+from vla_policy_ros.core.wrapped_policy import WrappedPolicy
 
 
 class Tally:
@@ -33,41 +32,20 @@ class Tally:
             self._on_change(self._episodes, self._observations)
 
 
-class CountedPolicy:
-    """Does what another policy does and counts: a reset begins an episode, an inference ends an observation."""
+class CountedPolicy(WrappedPolicy):
+    """Does what another policy does and counts: a reset begins an episode, an inference ends an observation; a warm-up counts nothing."""
 
     def __init__(self, policy: Policy, tally: Tally) -> None:
-        self._policy = policy
+        super().__init__(policy)
         self._tally = tally
-
-    @property
-    def spec(self) -> PolicySpec:
-        """What the policy takes and gives."""
-        return self._policy.spec
-
-    def prepares_at_once(self, frame: Frame) -> bool:
-        """Tell whether the policy does."""
-        return self._policy.prepares_at_once(frame)
-
-    def prepare(self, frame: Frame) -> Frame | PreparedFrame:
-        """Preprocess one image ahead of its inference."""
-        return self._policy.prepare(frame)
-
-    def warmup(self) -> None:
-        """Run once on made-up input; not counted."""
-        self._policy.warmup()
 
     def infer(self, observation: Observation) -> ActionChunk:
         """Compute the chunk of one observation."""
-        chunk = self._policy.infer(observation)
+        chunk = super().infer(observation)
         self._tally.add(observations=1)
         return chunk
 
     def reset(self) -> None:
         """Forget earlier observations."""
-        self._policy.reset()
+        super().reset()
         self._tally.add(episodes=1)
-
-    def close(self) -> None:
-        """Free the policy."""
-        self._policy.close()

@@ -25,7 +25,7 @@ def require_lerobot(module: str) -> Any:
     try:
         with quiet_library():
             importlib.import_module('torchvision.io')  # lerobot's, at a time that it chooses
-            imported = importlib.import_module(f'lerobot.{module}')
+            return importlib.import_module(f'lerobot.{module}')
     except ImportError as fault:
         raise MissingDependencyError(
             'export lerobot',
@@ -33,9 +33,6 @@ def require_lerobot(module: str) -> Any:
             expected='lerobot 0.3.3 or later in this Python environment',
             next_step='Run the export in the environment that the policy was trained in, or: pip install lerobot',
         ) from fault
-    # torchvision lets PyAV log through Python: a decoder's thread then waits for the interpreter, which may wait for it.
-    importlib.import_module('av.logging').set_level(None)
-    return imported
 
 
 def load_policy(checkpoint: Checkpoint) -> Any:

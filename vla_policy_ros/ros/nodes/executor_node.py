@@ -13,21 +13,21 @@ from rclpy.clock import Clock, ClockType
 from std_srvs.srv import Trigger
 
 from vla_policy_ros.bundle.strict import StrictModel
-from vla_policy_ros.core.errors import ConfigurationError
 from vla_policy_ros.core.specs import Column
 from vla_policy_ros.deployment.executor import ExecutorSettings, load_executor
 from vla_policy_ros.deployment.limits import load_limits, read_limits_file
 from vla_policy_ros.execution.limits import JointLimits
 from vla_policy_ros.execution.report import Answer
 from vla_policy_ros.execution.states import Event, EventKind, State
+from vla_policy_ros.ros.clock import NodeClock
 from vla_policy_ros.ros.controllers import ControllerOutputs
 from vla_policy_ros.ros.executor_inputs import ExecutorInputs
 from vla_policy_ros.ros.executor_outputs import MotionPublisher, NodeFacts, StatusPublisher
 from vla_policy_ros.ros.executor_ticks import Ticks, make_ticks
 from vla_policy_ros.ros.lifecycle import ManagedNode
-from vla_policy_ros.ros.parameters import NodeParameters
+from vla_policy_ros.ros.parameters import NodeParameters, require_file
 from vla_policy_ros.ros.process import run_node
-from vla_policy_ros.ros.robot_description import wait_for_robot_description
+from vla_policy_ros.ros.robot_description import find_robot_description
 from vla_policy_ros.ros.run_policy import RunPolicyServer
 from vla_policy_ros.runtime.executor_loop import ExecutorLoop
 from vla_policy_ros.runtime.realtime import RealTimeScheduling
@@ -72,7 +72,7 @@ class ExecutorNode(ManagedNode):
     def __init__(self) -> None:
         super().__init__('executor_node')
         self._chosen = NodeParameters(self, ExecutorNodeParameters, lambda _: None)
-        self._time = _RosClock(self.get_clock())
+        self._time = NodeClock(self)
         self._file: ExecutorSettings | None = None
         self._robot_description: str | None = None
         self._loop: ExecutorLoop | None = None
@@ -95,14 +95,7 @@ class ExecutorNode(ManagedNode):
     def configure(self) -> None:
         """Read and check the executor file and what it says about limits."""
         parameters = self._chosen.current
-        if not parameters.config:
-            raise ConfigurationError(
-                'parameter config',
-                got='nothing',
-                expected='an executor file',
-                next_step='Give its path: -p config:=executor.yaml',
-            )
-        given = load_executor(parameters.config)
+        given = load_executor(require_file('config', parameters.config, 'executor file'))
         self._file = given.model_copy(
             update={
                 'dry_run': given.dry_run or parameters.dry_run,
@@ -177,21 +170,10 @@ class ExecutorNode(ManagedNode):
             self._statuses = None
         self._file = None
 
-    def create_lifecycle_publisher(self, *args: Any, **kwargs: Any) -> Any:
-        """Make a publisher; while the node is active it speaks at once, as rclpy opens them at activation only."""
-        publisher = super().create_lifecycle_publisher(*args, **kwargs)
-        if self._ticks is not None:
-            publisher.on_activate(None)
-        return publisher
-
     def _check_limits(self, settings: ExecutorSettings) -> str | None:
         """Look at all that can be told without columns; return the robot description where it is needed."""
         limits = settings.limits
-        text = None
-        if limits.needs_robot_description:
-            text = wait_for_robot_description(
-                self, limits.urdf_topic, self._chosen.current.description_timeout_s
-            )
+        text = find_robot_description(self, limits, self._chosen.current.description_timeout_s)
         if limits.file:
             read_limits_file(limits.file)
         load_limits(limits.model_copy(update={'file': ''}), (), robot_description=text)
@@ -318,17 +300,6 @@ class ExecutorNode(ManagedNode):
             return response
 
         return answer
-
-
-class _RosClock:
-    """The node's clock, which follows /clock under `use_sim_time`."""
-
-    def __init__(self, clock: Any) -> None:
-        self._time = clock
-
-    def now_ns(self) -> int:
-        """Return the time of the node in nanoseconds."""
-        return int(self._time.now().nanoseconds)
 
 
 def main() -> int:

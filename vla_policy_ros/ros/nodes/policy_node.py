@@ -30,12 +30,13 @@ from vla_policy_ros.execution.motion import commanded_columns
 from vla_policy_ros.policies.checked_policy import CheckedPolicy
 from vla_policy_ros.policies.engine_policy import EnginePolicy
 from vla_policy_ros.policies.registry import load_policy
+from vla_policy_ros.ros.clock import NodeClock
 from vla_policy_ros.ros.inputs import InputState, PolicyInputs
 from vla_policy_ros.ros.lifecycle import ManagedNode
 from vla_policy_ros.ros.outputs import PolicyOutputs
 from vla_policy_ros.ros.parameters import NodeParameters, dynamic
 from vla_policy_ros.ros.process import run_node
-from vla_policy_ros.ros.robot_description import wait_for_robot_description
+from vla_policy_ros.ros.robot_description import find_robot_description
 from vla_policy_ros.runtime.outcome import Outcome
 from vla_policy_ros.runtime.pipeline import PolicyPipeline
 from vla_policy_ros.sample import sample_bundle_path
@@ -125,7 +126,7 @@ class PolicyNode(ManagedNode):
         self._pipeline = PolicyPipeline(
             self._policy,
             deployment,
-            clock=_RosClock(self.get_clock()),
+            clock=NodeClock(self),
             on_outcome=self._on_outcome,
         )
         self._outputs = PolicyOutputs(
@@ -183,11 +184,7 @@ class PolicyNode(ManagedNode):
 
     def _check_chunks(self, policy: Policy, settings: LimitSettings) -> CheckedPolicy:
         """Put the policy behind the limits of its joints."""
-        text = None
-        if settings.needs_robot_description:
-            text = wait_for_robot_description(
-                self, settings.urdf_topic, self._settings.current.description_timeout_s
-            )
+        text = find_robot_description(self, settings, self._settings.current.description_timeout_s)
         columns = commanded_columns(policy.spec.action.columns)
         limits = load_limits(settings, columns, robot_description=text)
         return CheckedPolicy(policy, limits, settings.mode)
@@ -249,17 +246,6 @@ def _load_policy(folder: Path, settings: PolicySettings) -> Policy:
         device=settings.device,
         rtc=settings.rtc,
     )
-
-
-class _RosClock:
-    """The node's clock, which follows /clock under `use_sim_time`."""
-
-    def __init__(self, clock: Any) -> None:
-        self._clock = clock
-
-    def now_ns(self) -> int:
-        """Return the node's time in nanoseconds."""
-        return int(self._clock.now().nanoseconds)
 
 
 def main() -> int:

@@ -21,6 +21,7 @@ from vla_policy_ros.datasets.registry import open_dataset
 from vla_policy_ros.evaluation.run import WatchedRun
 from vla_policy_ros.evaluation.verdict import RunFacts, Tolerances
 from vla_policy_ros.msg import ActionChunk, ObservationAck, PolicyStatus, ReplayStatus
+from vla_policy_ros.ros.clock import NodeClock
 from vla_policy_ros.ros.convert import chunk_from_message, to_ns
 from vla_policy_ros.ros.lifecycle import ManagedNode
 from vla_policy_ros.ros.motion_inputs import ExecutorFile, MotionInputs
@@ -70,6 +71,7 @@ class RecorderNode(ManagedNode):
 
     def __init__(self) -> None:
         super().__init__('recorder_node')
+        self._time = NodeClock(self)
         self._settings = NodeParameters(self, RecorderNodeParameters, lambda _: None).current
         self._run = WatchedRun()
         self._tolerances = Tolerances()
@@ -135,21 +137,18 @@ class RecorderNode(ManagedNode):
         """Unsubscribe; what was written stays."""
         self.deactivate()
 
-    def _now_ns(self) -> int:
-        return int(self.get_clock().now().nanoseconds)
-
     def _on_chunk(self, message: ActionChunk) -> None:
         self._run.add_chunk(
             chunk_from_message(message),
             publish_stamp_ns=to_ns(message.publish_stamp),
-            receive_stamp_ns=self._now_ns(),
+            receive_stamp_ns=self._time.now_ns(),
         )
 
     def _on_truth(self, message: ActionChunk) -> None:
         self._run.add_truth(
             chunk_from_message(message),
             publish_stamp_ns=to_ns(message.publish_stamp),
-            receive_stamp_ns=self._now_ns(),
+            receive_stamp_ns=self._time.now_ns(),
         )
 
     def _on_ack(self, message: ObservationAck) -> None:

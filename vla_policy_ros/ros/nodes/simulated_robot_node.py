@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticStatus
 from pydantic import Field
 from rclpy.clock import Clock, ClockType
 from sensor_msgs.msg import JointState
@@ -19,8 +19,10 @@ from vla_policy_ros.deployment.config import OptionalTopic, to_ns
 from vla_policy_ros.deployment.executor import ExecutorSettings, load_executor
 from vla_policy_ros.deployment.limits import read_limits_file
 from vla_policy_ros.evaluation.simulated_robot import SimulatedRobot
+from vla_policy_ros.ros.clock import NodeClock
+from vla_policy_ros.ros.diagnostics import Diagnostics
 from vla_policy_ros.ros.lifecycle import ManagedNode
-from vla_policy_ros.ros.parameters import NodeParameters
+from vla_policy_ros.ros.parameters import NodeParameters, require_file
 from vla_policy_ros.ros.process import run_node
 from vla_policy_ros.ros.qos import RELIABLE
 from vla_policy_ros.ros.simulated_inputs import SimulatedInputs
@@ -57,6 +59,7 @@ class SimulatedRobotNode(ManagedNode):
 
     def __init__(self) -> None:
         super().__init__('simulated_robot_node')
+        self._time = NodeClock(self)
         self._settings = NodeParameters(self, SimulatedRobotParameters, lambda _: None).current
         self._executor_file: ExecutorSettings | None = None
         self._robot: SimulatedRobot | None = None
@@ -64,7 +67,7 @@ class SimulatedRobotNode(ManagedNode):
         self._start_input: Any = None
         self._work_timers: list[Any] = []
         self._states: Any = None
-        self._diagnostics: Any = None
+        self._diagnostics: Diagnostics | None = None
         self._message = JointState()
         self._message_names: dict[str, str] = {}
         if self._settings.autostart:
@@ -73,14 +76,8 @@ class SimulatedRobotNode(ManagedNode):
     def configure(self) -> None:
         """Read the executor file and put the robot where it starts."""
         parameters = self._settings
-        if not parameters.config:
-            raise ConfigurationError(
-                'parameter config',
-                got='nothing',
-                expected='an executor file',
-                next_step='Give its path: -p config:=executor.yaml',
-            )
-        self._executor_file = settings = load_executor(parameters.config)
+        path = require_file('config', parameters.config, 'executor file')
+        self._executor_file = settings = load_executor(path)
         self._robot = robot = SimulatedRobot(
             settings.controllers,
             rules=parameters.release,
@@ -93,7 +90,7 @@ class SimulatedRobotNode(ManagedNode):
         self._message = JointState(name=names)
         topic = settings.measured.topic or _JOINT_STATES
         self._states = self.create_lifecycle_publisher(JointState, topic, RELIABLE)
-        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', RELIABLE)
+        self._diagnostics = Diagnostics(self, 'robot')
 
     def activate(self) -> None:
         """Begin, or wait for the state to start from."""
@@ -126,7 +123,7 @@ class SimulatedRobotNode(ManagedNode):
             self.destroy_lifecycle_publisher(self._states)
             self._states = None
         if self._diagnostics is not None:
-            self.destroy_publisher(self._diagnostics)
+            self._diagnostics.close()
             self._diagnostics = None
         self._robot = self._executor_file = None
 
@@ -134,7 +131,7 @@ class SimulatedRobotNode(ManagedNode):
         assert self._executor_file is not None
         assert self._robot is not None
         controllers = self._executor_file.controllers
-        self._inputs = SimulatedInputs(self, controllers, self._robot, now_ns=self._now_ns)
+        self._inputs = SimulatedInputs(self, controllers, self._robot, now_ns=self._time.now_ns)
         wall = Clock(clock_type=ClockType.STEADY_TIME)
         self._work_timers = [
             self.create_timer(1.0 / self._settings.rate_hz, self._step),
@@ -158,9 +155,6 @@ class SimulatedRobotNode(ManagedNode):
             self.destroy_subscription(self._start_input)
             self._start_input = None
 
-    def _now_ns(self) -> int:
-        return int(self.get_clock().now().nanoseconds)
-
     def _step(self) -> None:
         if self._robot is None:
             return
@@ -182,18 +176,16 @@ class SimulatedRobotNode(ManagedNode):
         return counts | {f'refused {why}': count for why, count in self._robot.refused.items()}
 
     def _report(self) -> None:
+        assert self._diagnostics is not None
         counts = self._counts()
         faults = counts['refused messages'] + counts['velocity steps']
-        status = DiagnosticStatus(
-            level=DiagnosticStatus.WARN if faults else DiagnosticStatus.OK,
-            name=f'{self.get_fully_qualified_name()[1:]}: robot',
-            message='some commands were bad' if faults else 'all commands were good',
+        self._diagnostics.publish(
+            DiagnosticStatus.WARN if faults else DiagnosticStatus.OK,
+            'some commands were bad' if faults else 'all commands were good',
+            counts,
+            stamp=self.get_clock().now().to_msg(),
             hardware_id='simulated',
-            values=[KeyValue(key=key, value=str(value)) for key, value in counts.items()],
         )
-        message = DiagnosticArray(status=[status])
-        message.header.stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(message)
 
 
 def _read_start(parameters: SimulatedRobotParameters) -> Mapping[str, float]:
