@@ -198,7 +198,7 @@ def test_a_killed_policy_ends_in_a_hold_and_a_new_one_goes_on(graph, processes, 
     policy.send(signal.SIGKILL)
     policy.wait()
     robot.spin_until(lambda: 'chunk_timeout' in robot.status.alarms, 'an alarm')
-    robot.spin_until(lambda: robot.state == 'starved' and robot.status.is_still, 'a hold')
+    robot.wait_for_hold()
     held = len(robot.motion)
     robot.spin_until(lambda: len(robot.motion) > held + 50, 'a hold that goes on')
     positions = assert_within_limits(robot.motion, path)

@@ -195,6 +195,13 @@ class Robot:
         """Play until the executor is in a state."""
         self.spin_until(lambda: self.state in states, f'{" or ".join(states)}')
 
+    def wait_for_hold(self):
+        """Play until the executor, starved, commands rest; the status may come before the commands that it tells of."""
+        self.spin_until(
+            lambda: self.motion[-1].state == 'starved' and not np.any(self.motion[-1].velocities),
+            'a hold',
+        )
+
     def wait_for_quiet(self):
         """Play until what the controller got is all that there will be."""
         self.spin_until(
