@@ -10,8 +10,8 @@ from vla_policy_ros.core.specs import Column, ColumnKind
 from vla_policy_ros.evaluation.controller_model import Goal, JointTrajectoryController
 from vla_policy_ros.execution.kinds import ColumnMath
 from vla_policy_ros.execution.limiter import MotionLimiter
-from vla_policy_ros.execution.limits import ColumnLimits, check_limits
-from vla_policy_ros.execution.window import CommandWindow, DelayLine, choose_limits
+from vla_policy_ros.execution.limits import ColumnLimits, check_limits, choose_limits
+from vla_policy_ros.execution.window import CommandWindow, DelayLine
 
 MS = 1_000_000
 PERIOD_NS = 5 * MS

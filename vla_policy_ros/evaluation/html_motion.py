@@ -7,14 +7,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vla_policy_ros.core.specs import Array
 from vla_policy_ros.evaluation.html_parts import Cell, format_number, section, table
 from vla_policy_ros.evaluation.motion_metrics import MotionFigures, truth_at
 from vla_policy_ros.evaluation.motion_plot import MotionMarks, motion_figure
 from vla_policy_ros.evaluation.motion_recording import MotionRecording
 from vla_policy_ros.evaluation.recording import ChunkRecording
 from vla_policy_ros.evaluation.verdict import Verdict
-from vla_policy_ros.execution.limits import JointLimits
+from vla_policy_ros.execution.limits import choose_limits
 
 _MAX_JOINTS = 12
 _SMOOTHNESS = (
@@ -52,7 +51,7 @@ def _charts(motion: MotionRecording, truth: ChunkRecording) -> str:
         motion.times_ns,
         motion.positions[:, places],
         recorded[:, places] if np.isfinite(recorded).any() else None,
-        _limits_of(motion, places),
+        choose_limits(motion.limits, places) if motion.limits else None,
         motion.seams_ns,
         [motion.columns[place] for place in places],
         marks=marks,
@@ -66,16 +65,6 @@ def _most_moved(motion: MotionRecording) -> list[int]:
         ways = ways / np.where(np.isfinite(motion.limits.velocity), motion.limits.velocity, 1.0)
     chosen: list[int] = np.argsort(-ways, kind='stable')[:_MAX_JOINTS].tolist()
     return sorted(chosen)
-
-
-def _limits_of(motion: MotionRecording, places: list[int]) -> JointLimits | None:
-    """Return the limits of the shown columns; none of a rotation that is shown in part."""
-    limits = motion.limits
-    if limits is None:
-        return None
-    names = ('position_min', 'position_max', 'velocity', 'acceleration', 'jerk')
-    own: dict[str, Array] = {name: getattr(limits, name)[places] for name in names}
-    return JointLimits(columns=tuple(limits.columns[place] for place in places), **own)
 
 
 def _note(figures: MotionFigures, total: int) -> str:

@@ -16,6 +16,7 @@ from vla_policy_ros.evaluation.metrics import ErrorSummary, summarize_errors
 from vla_policy_ros.evaluation.motion_recording import MotionRecording, sample_series
 from vla_policy_ros.evaluation.recording import ChunkRecording
 from vla_policy_ros.evaluation.smoothness import Smoothness
+from vla_policy_ros.execution.kinds import ColumnMath
 
 _ROUNDING = 1e-6  # share of a limit by which rounding may exceed it
 _TINY = 1e-9
@@ -172,8 +173,9 @@ def find_outside(motion: MotionRecording, *, period_ns: int) -> dict[str, int] |
     if motion.limits is None:
         return None
     low, high, first, second, _ = motion.limits.orders()
+    math = ColumnMath(motion.columns)
     speeds, changes = (
-        _lengths(motion, values) for values in (motion.velocities, motion.accelerations)
+        math.magnitudes(values) for values in (motion.velocities, motion.accelerations)
     )
     is_position: Array = np.array(
         [column.kind is not ColumnKind.QUATERNION for column in motion.columns]
@@ -247,17 +249,6 @@ def _mean_cosine(before: Array, after: Array) -> float | None:
     is_moving = (lengths[0] > _STILL) & (lengths[1] > _STILL)
     products = (before * after).sum(axis=1)[is_moving]
     return _mean(products / (lengths[0] * lengths[1])[is_moving])
-
-
-def _lengths(motion: MotionRecording, rates: Array) -> Array:
-    """Return (N, D) magnitudes of rates; of a rotation that of its vector, in all of its columns."""
-    sizes: Array = np.abs(rates)
-    is_turn = [column.kind is ColumnKind.QUATERNION for column in motion.columns]
-    places = np.flatnonzero(is_turn)
-    for first in places[::4]:
-        length = np.linalg.norm(rates[:, first : first + 3], axis=1, keepdims=True)
-        sizes[:, first : first + 4] = length
-    return sizes
 
 
 def _too_far(motion: MotionRecording, speed: Array, is_position: Array, period_ns: int) -> Array:

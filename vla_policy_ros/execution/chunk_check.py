@@ -157,7 +157,7 @@ def _motions(chunk: ActionChunk, limits: JointLimits) -> Iterator[_Motion]:
     for order, name in enumerate(_NAMES):
         yield _Motion(
             name,
-            values=np.nan_to_num(_lengths(motion, math)),
+            values=np.nan_to_num(math.magnitudes(motion)),
             limit=np.where(is_free, np.inf, getattr(limits, name)),
             rounding=rounding * (2.0 / step_s) ** np.where(is_value, order, order + 1),
             first_row=order,
@@ -196,15 +196,6 @@ def _check_positions(chunk: ActionChunk, limits: JointLimits) -> None:
 def _outside(positions: Array, limits: JointLimits) -> Array:
     """Return how far positions lie outside of their range, below 0 inside."""
     result: Array = np.maximum(limits.position_min - positions, positions - limits.position_max)
-    return result
-
-
-def _lengths(vectors: Array, math: ColumnMath) -> Array:
-    """Return magnitudes (..., D); the four columns of a rotation all hold the length of its vector."""
-    result: Array = np.abs(vectors)
-    for first in math.quaternions:
-        turn = vectors[..., first : first + 3]
-        result[..., first : first + 4] = np.sqrt((turn * turn).sum(axis=-1, keepdims=True))
     return result
 
 

@@ -189,6 +189,14 @@ class ColumnMath:
                 result[:, place] = _accumulate_turns(steps[:, place], anchor[place], first_row)
         return result
 
+    def magnitudes(self, vectors: Array) -> Array:
+        """Return magnitudes (..., D) of differences or rates; a rotation's four columns all hold the length of its vector."""
+        result: Array = np.abs(vectors)
+        for first in self.quaternions:
+            turn = vectors[..., first : first + 3]
+            result[..., first : first + 4] = np.linalg.norm(turn, axis=-1, keepdims=True)
+        return result
+
     def _is_one_of(self, *kinds: ColumnKind) -> Array:
         return np.array([column.kind in kinds for column in self.columns], bool)
 

@@ -153,6 +153,15 @@ def check_limits(
     )
 
 
+def choose_limits(limits: JointLimits, index: Sequence[int]) -> JointLimits:
+    """Return the limits of some of the columns, by their places."""
+    chosen = np.array(index, np.intp)
+    return JointLimits(
+        columns=tuple(limits.columns[place] for place in index),
+        **{name: getattr(limits, name)[chosen] for name in FIELDS},
+    )
+
+
 def _number(said: ColumnLimits | None, field: str) -> float:
     value = getattr(said, field) if said is not None else None
     if value is not None:

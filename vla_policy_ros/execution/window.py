@@ -26,7 +26,7 @@ from vla_policy_ros.core.specs import Array
 from vla_policy_ros.execution.braking import stop_acceleration
 from vla_policy_ros.execution.kinds import ColumnMath
 from vla_policy_ros.execution.limiter import STILL, MotionLimiter
-from vla_policy_ros.execution.limits import FIELDS, JointLimits
+from vla_policy_ros.execution.limits import JointLimits
 
 # Stands for no limit on the change of a speed per tick.
 _FREE = 1e30
@@ -257,15 +257,6 @@ class _Stop:
             speed = speed + change
             speeds.append(speed * self._unit)
         return np.array([*speeds, np.zeros_like(speed)])
-
-
-def choose_limits(limits: JointLimits, index: Sequence[int]) -> JointLimits:
-    """Return the limits of some of the columns, by their places."""
-    chosen = np.array(index, np.intp)
-    return JointLimits(
-        columns=tuple(limits.columns[place] for place in index),
-        **{name: getattr(limits, name)[chosen] for name in FIELDS},
-    )
 
 
 def _find_knots(times_ns: Array, velocities: Array) -> Array:

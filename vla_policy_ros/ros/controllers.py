@@ -13,13 +13,12 @@ from vla_policy_ros.core.specs import Array, Column
 from vla_policy_ros.deployment import controllers
 from vla_policy_ros.deployment.config import to_ns
 from vla_policy_ros.deployment.executor import ExecutorSettings
-from vla_policy_ros.execution.limits import JointLimits
+from vla_policy_ros.execution.limits import JointLimits, choose_limits
 from vla_policy_ros.execution.report import Command
 from vla_policy_ros.execution.window import (
     CommandWindow,
     DelayLine,
     TrajectoryPoints,
-    choose_limits,
 )
 from vla_policy_ros.ros.convert import to_time
 from vla_policy_ros.ros.tick_outputs import (
