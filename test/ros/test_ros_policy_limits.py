@@ -3,22 +3,16 @@
 
 import numpy as np
 import pytest
-import rclpy
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.signals import SignalHandlerOptions
-from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
+from support.policy_robot import PolicyRobot
 from support.recordings import CAMERAS, JOINTS
 from support.ros_processes import ros_arguments
 
-from vla_policy_ros.msg import ActionChunk, ObservationAck, PolicyStatus
 from vla_policy_ros.ros.convert import to_ns
 from vla_policy_ros.ros.lifecycle import FAILURE, SUCCESS
-from vla_policy_ros.ros.nodes.policy_node import PolicyNode
 from vla_policy_ros.ros.qos import LATCHED, RELIABLE
-from vla_policy_ros.ros.replay_messages import image_message, joint_message
 
 pytestmark = pytest.mark.ros
 
@@ -33,58 +27,21 @@ JOINT = '<joint name="{}" type="revolute"><limit lower="-0.5" upper="0.5" veloci
 URDF = f'<robot name="arm">{"".join(JOINT.format(name) for name in JOINTS)}</robot>'
 
 
-class Robot:
+class Robot(PolicyRobot):
     """A policy node that holds the pose it sees, so that the test chooses its chunks; and what it publishes."""
 
-    def __init__(self, graph, *, domain_id, arguments):
-        self.graph = graph
-        rclpy.init(
-            args=arguments, domain_id=domain_id, signal_handler_options=SignalHandlerOptions.NO
-        )
-        self.node = PolicyNode()
-        self.executor = SingleThreadedExecutor()
-        self.executor.add_node(self.node)
-        self.chunks = graph.collect(ActionChunk, 'action_chunk', RELIABLE)
-        self.acks = graph.collect(ObservationAck, 'observation_ack', RELIABLE)
-        self.status = graph.collect(PolicyStatus, 'policy_status', LATCHED)
+    def __init__(self, graph, **arguments):
+        super().__init__(graph, **arguments)
         self.diagnostics = graph.collect(DiagnosticArray, '/diagnostics', RELIABLE)
-        create = graph.node.create_publisher
-        self.cameras = {name: create(Image, f'/camera/{name}/image_raw', 10) for name in CAMERAS}
-        self.joints = create(JointState, '/joint_states', 10)
-
-    def close(self):
-        self.node.close()
-        self.executor.shutdown()
-        self.node.destroy_node()
-        rclpy.shutdown()
-
-    def spin_until(self, condition, what):
-        self.graph.spin_until(lambda: self.executor.spin_once(timeout_sec=0) or condition(), what)
 
     def start(self):
         assert self.node.trigger_configure() == SUCCESS
         assert self.node.trigger_activate() == SUCCESS
-        publishers = (*self.cameras.values(), self.joints)
-        self.spin_until(
-            lambda: (
-                all(p.get_subscription_count() for p in publishers)
-                and self.status
-                and [s.publishers for s in self.status[-1].streams] == [1, 1, 1]
-                and self.graph.node.count_publishers('/action_chunk')
-            ),
-            'matched inputs',
-        )
+        self.wait_until_matched()
 
     def infer(self, *positions):
         """Show the policy a pose; return the acknowledgement of that sample."""
-        stamp_ns = self.graph.node.get_clock().now().nanoseconds
-        pose = np.array(positions, np.float32)
-        self.joints.publish(joint_message(JOINTS, pose, stamp_ns=stamp_ns, faults=()))
-        for name, size in CAMERAS.items():
-            image = np.zeros((*size, 3), np.uint8)
-            self.cameras[name].publish(
-                image_message(image, camera=name, stamp_ns=stamp_ns, jpeg_quality=None, faults=())
-            )
+        stamp_ns = self.publish(positions)
 
         def answers():
             return [ack for ack in self.acks if to_ns(ack.header.stamp) == stamp_ns]

@@ -9,79 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rclpy
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
-from rclpy.signals import SignalHandlerOptions
-from sensor_msgs.msg import Image, JointState
 from std_srvs.srv import Trigger
-from support.recordings import CAMERAS, JOINTS
+from support.policy_robot import PolicyRobot
+from support.recordings import JOINTS
 from support.ros_processes import ros_arguments
 
-from vla_policy_ros.msg import ActionChunk, ObservationAck, PolicyStatus
 from vla_policy_ros.ros.convert import to_ns
 from vla_policy_ros.ros.lifecycle import FAILURE, SUCCESS
-from vla_policy_ros.ros.nodes.policy_node import PolicyNode
-from vla_policy_ros.ros.qos import LATCHED, RELIABLE
-from vla_policy_ros.ros.replay_messages import image_message, joint_message
 
 pytestmark = pytest.mark.ros
 
 MAX_GROWTH_BYTES = 10 * 2**20
 
 
-class Robot:
-    """A policy node, and a test that plays cameras, joints and the consumer of its chunks."""
-
-    def __init__(self, graph, *, domain_id, arguments):
-        self.graph = graph
-        rclpy.init(
-            args=arguments,
-            domain_id=domain_id,
-            signal_handler_options=SignalHandlerOptions.NO,
-        )
-        self.node = PolicyNode()
-        self.executor = SingleThreadedExecutor()
-        self.executor.add_node(self.node)
-        self.chunks = graph.collect(ActionChunk, 'action_chunk', RELIABLE)
-        self.acks = graph.collect(ObservationAck, 'observation_ack', RELIABLE)
-        self.status = graph.collect(PolicyStatus, 'policy_status', LATCHED)
-        create = graph.node.create_publisher
-        self.cameras = {name: create(Image, f'/camera/{name}/image_raw', 10) for name in CAMERAS}
-        self.joints = create(JointState, '/joint_states', 10)
-
-    def close(self):
-        self.node.close()
-        self.executor.shutdown()
-        self.node.destroy_node()
-        rclpy.shutdown()
-
-    def spin_until(self, condition, what):
-        self.graph.spin_until(lambda: self.executor.spin_once(timeout_sec=0) or condition(), what)
-
-    def wait_until_matched(self):
-        publishers = (*self.cameras.values(), self.joints)
-        self.spin_until(
-            lambda: (
-                all(p.get_subscription_count() for p in publishers)
-                and self.status
-                and [s.publishers for s in self.status[-1].streams] == [1, 1, 1]
-                and self.graph.node.count_publishers('/action_chunk')
-            ),
-            'matched inputs',
-        )
-
-    def publish(self):
-        """Publish one set of inputs and return its stamp."""
-        stamp_ns = self.graph.node.get_clock().now().nanoseconds
-        positions = np.zeros(len(JOINTS), np.float32)
-        self.joints.publish(joint_message(JOINTS, positions, stamp_ns=stamp_ns, faults=()))
-        for name, size in CAMERAS.items():
-            image = np.zeros((*size, 3), np.uint8)
-            self.cameras[name].publish(
-                image_message(image, camera=name, stamp_ns=stamp_ns, jpeg_quality=None, faults=())
-            )
-        return stamp_ns
+class Robot(PolicyRobot):
+    """Shows one set at a time."""
 
     def infer(self):
         """Publish one set, wait for its chunk and its acknowledgement, and return its stamp."""
