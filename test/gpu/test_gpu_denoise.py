@@ -5,14 +5,12 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from support.host_device import HostDevice
 
 from vla_policy_ros.bundle.chunk_prefix import PrefixTensors, prefix_specs, write_gains
 from vla_policy_ros.bundle.graph import noise_draws
 from vla_policy_ros.bundle.manifest import Diffusion, FlowMatching
 from vla_policy_ros.core.errors import SpecMismatchError
 from vla_policy_ros.gpu.denoise import DeviceDenoiser
-from vla_policy_ros.gpu.device import open_device
 from vla_policy_ros.policies.loops import Denoiser
 
 NAMES = {'sample': 'x', 'prediction': 'p', 'timestep': 't'}
@@ -31,14 +29,6 @@ LOOPS = [
 
 def name(loop):
     return f'{loop.kind}-{loop.steps}'
-
-
-@pytest.fixture(params=['host', pytest.param('cuda', marks=pytest.mark.gpu)])
-def device(request):
-    device = HostDevice() if request.param == 'host' else open_device()
-    with device.current():
-        yield device
-    device.close()
 
 
 class Pair:

@@ -5,24 +5,14 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from support.host_device import HostDevice
 
 from vla_policy_ros.bundle.chunk_prefix import PrefixTensors, prefix_specs
 from vla_policy_ros.bundle.manifest import FlowMatching
 from vla_policy_ros.core.errors import SpecMismatchError
-from vla_policy_ros.gpu.device import open_device
 from vla_policy_ros.gpu.guidance import DeviceGuidance
 from vla_policy_ros.policies.guidance import Guidance
 
 SHAPE = (1, 20, 17)
-
-
-@pytest.fixture(params=['host', pytest.param('cuda', marks=pytest.mark.gpu)])
-def device(request):
-    device = HostDevice() if request.param == 'host' else open_device()
-    with device.current():
-        yield device
-    device.close()
 
 
 class Mirror:

@@ -1,22 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
-from support.host_device import HostDevice
 
 from vla_policy_ros.bundle.noise import DEVICE_LIMIT, draw_noise
 from vla_policy_ros.core.errors import SpecMismatchError
-from vla_policy_ros.gpu.device import open_device
 from vla_policy_ros.gpu.noise import NoiseKernel
 
 KEYS = [(0, 0), (7, 1_700_000_000_123_456_789), (-1, -5), (2**63, 2**64 - 1)]
-
-
-@pytest.fixture(params=['host', pytest.param('cuda', marks=pytest.mark.gpu)])
-def device(request):
-    device = HostDevice() if request.param == 'host' else open_device()
-    with device.current():
-        yield device
-    device.close()
 
 
 class Drawing:
