@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from contextlib import closing
+
 import numpy as np
 import pytest
 from support.bundles import (
@@ -22,6 +24,7 @@ from vla_policy_ros.evaluation.parity import Parity
 from vla_policy_ros.export.compare import REFERENCE, Case, Contender, compare, observed_cases
 from vla_policy_ros.export.comparison import ColumnVerdict
 from vla_policy_ros.export.prepare import PreparingLoader
+from vla_policy_ros.policies.engine_policy import EnginePolicy
 
 LIMIT = ACCURACY_LIMITS['fp32']
 MEMORIES: tuple[Memory, ...] = ('host', 'device')
@@ -111,6 +114,19 @@ def test_the_first_stage_outside_is_named(flow, cases, stage, value):
     assert failed == [stage]
     # A velocity is spread over the sample's first number only, the others reach no other column.
     assert result.columns[0].grade == 'FAIL'
+
+
+def test_the_relative_error_is_that_of_all_actions_together(flow, cases):
+    sound = compare_one(flow, cases, engine='onnxruntime')
+    assert sound.relative_error < 1e-6
+    with closing(EnginePolicy(flow)) as policy:
+        wanted = np.array([policy.run_pool(case.inputs, case.noise) for case in cases])
+    load = SpoilingLoader('decoder.onnx', np.float32(99))
+    spoiled = compare_one(flow, cases, engine='onnxruntime', load=load)
+    off = np.linalg.norm(99 - wanted.reshape(len(cases), -1)[:, 0])
+    assert spoiled.relative_error == pytest.approx(off / np.linalg.norm(wanted))
+    load = SpoilingLoader('decoder.onnx', np.float32(np.nan))
+    assert np.isnan(compare_one(flow, cases, engine='onnxruntime', load=load).relative_error)
 
 
 def test_limits_are_those_of_the_precision(flow, cases):

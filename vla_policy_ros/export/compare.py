@@ -224,7 +224,9 @@ def _judge(
         limit_for((*own, *other)),
     )
     columns = _judge_columns(bundle, cases, pairs, policy.limit)
-    return Comparison(candidate.title, reference.title, stages, policy, columns)
+    return Comparison(
+        candidate.title, reference.title, stages, policy, columns, _relative_error(pairs)
+    )
 
 
 def _compare_runs(
@@ -235,6 +237,13 @@ def _compare_runs(
         for outputs, expected in zip(found, wanted, strict=True)
         for name, value in outputs.items()
     )
+
+
+def _relative_error(pairs: Sequence[tuple[Array, Array]]) -> float:
+    found, wanted = (np.stack(side).astype(np.float64) for side in zip(*pairs, strict=True))
+    # Of zeros nothing is a part.
+    tiny = float(np.finfo(np.float32).tiny)
+    return float(np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), tiny))
 
 
 def _judge_columns(

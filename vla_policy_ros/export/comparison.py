@@ -62,13 +62,23 @@ class ColumnVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One contender against the reference: verdicts of all stages in their order, of the policy, and of its columns."""
+    """One contender against the reference.
+
+    Attributes:
+        title: The contender.
+        reference: What it is held against.
+        stages: Verdicts of all stages in their order.
+        policy: Verdict of the whole policy.
+        columns: Verdicts of the columns of its action.
+        relative_error: Length of the difference of the action tensors, over all observations, in parts of the reference's.
+    """
 
     title: str
     reference: str
     stages: tuple[PartVerdict, ...]
     policy: PartVerdict
     columns: tuple[ColumnVerdict, ...]
+    relative_error: float
 
     @property
     def passed(self) -> bool:

@@ -109,6 +109,28 @@ def bundle_path(name: str) -> Path:
     return sample_bundle_path() if name == SAMPLE else Path(name).expanduser().absolute()
 
 
+def executor_path(name: str) -> Path:
+    """Return the absolute path of an executor file."""
+    from vla_policy_ros.sample import sample_executor_path
+
+    return sample_executor_path() if name == SAMPLE else Path(name).expanduser().absolute()
+
+
+def add_executor(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Add the option `--executor`, None when it is not given.
+
+    Args:
+        parser: Parser of the command.
+        purpose: What the command does with the file.
+    """
+    parser.add_argument(
+        '--executor',
+        type=executor_path,
+        metavar='FILE',
+        help=f'executor file, or `{SAMPLE}`: {purpose}',
+    )
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read a bundle's `bundle.yaml` alone: what the policy takes and gives, without hashing its files.
 

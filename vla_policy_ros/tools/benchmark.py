@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vla_policy_ros.core.errors import ConfigurationError
 from vla_policy_ros.tools.arguments import (
@@ -23,6 +23,7 @@ from vla_policy_ros.tools.arguments import (
     open_named_dataset,
 )
 from vla_policy_ros.tools.console import print_json, print_table, say, show_progress
+from vla_policy_ros.tools.markdown import write_report
 
 if TYPE_CHECKING:
     from vla_policy_ros.bundle.bundle import Bundle
@@ -218,6 +219,7 @@ def _report(
         failure_lines,
         group_table,
         make_document,
+        to_markdown,
     )
 
     document = make_document(
@@ -228,7 +230,7 @@ def _report(
         episode=args.episode,
     )
     if args.out:
-        _write(args.out, document)
+        write_report(args.out, 'benchmark', document, to_markdown(document))
     if args.json:
         print_json(document)
     else:
@@ -239,14 +241,3 @@ def _report(
         for line in failure_lines(document):
             print(line)
     return 0 if any('error' not in row for row in document['rows']) else 1
-
-
-def _write(folder: Path, document: dict[str, Any]) -> None:
-    import json
-
-    from vla_policy_ros.tools.benchmark_rows import to_markdown
-
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(document, indent=1, ensure_ascii=False)
-    (folder / 'benchmark.json').write_text(f'{text}\n', encoding='utf-8')
-    (folder / 'benchmark.md').write_text(to_markdown(document), encoding='utf-8')

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vla_policy_ros.bundle.bundle import Bundle
 from vla_policy_ros.bundle.manifest import Precision
 from vla_policy_ros.core.chunk import ActionChunk
-from vla_policy_ros.core.clock import MonotonicClock
 from vla_policy_ros.core.errors import VlaPolicyError
-from vla_policy_ros.core.frame import PreparedFrame
 from vla_policy_ros.core.observation import Observation
 from vla_policy_ros.engines.registry import engine_library, engine_memory
 from vla_policy_ros.engines.settings import EngineSettings
@@ -23,10 +21,10 @@ from vla_policy_ros.evaluation.component_times import (
     GROUPS,
     TOTAL,
     greatest_difference,
-    measure_inference,
     summarize_components,
     summarize_groups,
 )
+from vla_policy_ros.tools.markdown import describe_versions, to_markdown_table
 from vla_policy_ros.tools.version import list_versions
 
 if TYPE_CHECKING:
@@ -112,30 +110,24 @@ class Contender:
         plan_folder: Path | None = None,
         calibration: Calibration | None = None,
     ) -> None:
+        from vla_policy_ros.export.measured_policy import MeasuredPolicy
         from vla_policy_ros.export.prepare import choose_loader
-        from vla_policy_ros.policies.engine_policy import EnginePolicy
 
         self.row = row
-        self._clock = MonotonicClock()
-        self._wait: Callable[[PreparedFrame], None] | None = None
         histories = (len(camera.history_ns) for camera in bundle.manifest.cameras)
         with ExitStack() as undo:
-            words: dict[str, Any] = {}
-            if engine_memory(row.engine) == 'device':
-                words['device'] = self._open_device(undo)
-            self._policy = EnginePolicy(
+            self._policy = MeasuredPolicy(
                 bundle,
                 engine=row.engine,
-                preprocess=row.preprocess,
-                slots=max(histories, default=1) + 1,
                 settings=EngineSettings(precision=row.precision, plan_folder=plan_folder),
-                cuda_graph=bool(row.cuda_graph),
                 load=choose_loader(row.engine, row.precision, calibration),
-                **words,
+                slots=max(histories, default=1) + 1,
+                preprocess=row.preprocess,
+                cuda_graph=bool(row.cuda_graph),
             )
             undo.callback(self._policy.close)
-            self._policy.warmup()
-            row.execution = self._policy.execution
+            self._policy.policy.warmup()
+            row.execution = self._policy.policy.execution
             stack.push(undo.pop_all())
 
     def infer(self, observation: Observation, *, is_counted: bool) -> None:
@@ -144,28 +136,10 @@ class Contender:
         Raises:
             VlaPolicyError: The policy failed.
         """
-        times, chunk = measure_inference(
-            self._policy, observation, clock=self._clock, wait=self._wait
-        )
+        times, chunk = self._policy.infer(observation)
         if is_counted:
             self.row.times.append(times)
             self.row.chunks.append(chunk)
-
-    def _open_device(self, undo: ExitStack) -> Any:
-        from vla_policy_ros.gpu.device import open_device
-
-        device = open_device()
-        undo.callback(device.close)
-
-        def wait(image: PreparedFrame) -> None:
-            event = getattr(image, 'event', None)
-            if event is not None:
-                with device.current():
-                    event.synchronize()
-
-        if self.row.preprocess == 'gpu':
-            self._wait = wait
-        return device
 
 
 def make_document(
@@ -227,11 +201,9 @@ def component_table(document: Document) -> Table:
 def to_markdown(document: Document) -> str:
     """Return both tables and how they were made, for a README."""
     parts = [f'# {document["policy"]}, {document["observations"]}', f'`{document["command"]}`']
-    parts.append(', '.join(f'{name} {text}' for name, text in document['versions'].items()))
+    parts.append(describe_versions(document['versions']))
     for headers, cells, left in (group_table(document), component_table(document)):
-        rule = ['---' if index < left else '---:' for index in range(len(headers))]
-        lines = [f'| {" | ".join(line)} |' for line in (headers, rule, *cells)]
-        parts.append('\n'.join(lines))
+        parts.append(to_markdown_table(headers, cells, right=range(left, len(headers))))
     parts += [
         f'{row["title"]} runs {row["execution"]}.'
         for row in document['rows']

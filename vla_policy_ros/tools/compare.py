@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +20,12 @@ from vla_policy_ros.tools.comparing import (
     PART_HEADERS,
     add_comparison,
     describe,
-    make_contender,
     part_row,
     read_cases,
+    read_contender,
 )
 from vla_policy_ros.tools.console import print_json, print_table, print_verdict, show_waiting
+from vla_policy_ros.tools.markdown import describe_versions, to_markdown_table, write_report
 from vla_policy_ros.tools.version import list_versions
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         'comparisons': [{'engine': result.title, **describe(result)} for result in results],
     }
     if args.out:
-        _write(args.out, document, results)
+        write_report(args.out, 'compare', document, _to_markdown(document, results))
     if args.json:
         print_json(document)
     else:
@@ -112,19 +112,7 @@ def _read_contenders(args: argparse.Namespace) -> list[Contender]:
             next_step='Name another engine or precision, as in `--engine onnxruntime openvino`.',
             code='nothing_to_compare',
         )
-    contenders = []
-    for word in args.engine:
-        engine, colon, precision = word.partition(':')
-        if colon and precision not in PRECISIONS:
-            raise ConfigurationError(
-                '--engine',
-                got=repr(word),
-                expected=f'after the colon one of {", ".join(PRECISIONS)}',
-                next_step='Choose one of these, or leave the colon out.',
-                code='unknown_precision',
-            )
-        contenders.append(make_contender(args, engine, precision or None))
-    return contenders
+    return [read_contender(args, word) for word in args.engine]
 
 
 def _tables(results: Sequence[Comparison]) -> tuple[_Table, _Table]:
@@ -156,13 +144,6 @@ def _column_row(column: ColumnVerdict) -> tuple[str, ...]:
     )
 
 
-def _write(folder: Path, document: dict[str, Any], results: Sequence[Comparison]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(document, indent=1, ensure_ascii=False)
-    (folder / 'compare.json').write_text(f'{text}\n', encoding='utf-8')
-    (folder / 'compare.md').write_text(_to_markdown(document, results), encoding='utf-8')
-
-
 def _to_markdown(document: dict[str, Any], results: Sequence[Comparison]) -> str:
     verdict = 'PASSED' if document['passed'] else 'FAILED'
     explanation = (
@@ -170,9 +151,8 @@ def _to_markdown(document: dict[str, Any], results: Sequence[Comparison]) -> str
         'denormalised, in units of the greatest magnitude where that is above 1.'
     )
     title = f'# {verdict}: {document["policy"]} against {document["reference"]}'
-    versions = ', '.join(f'{name} {text}' for name, text in document['versions'].items())
+    versions = describe_versions(document['versions'])
     parts = [title, f'`{document["command"]}`', versions, explanation]
     for headers, cells, right in _tables(results):
-        rule = ['---:' if index in right else '---' for index in range(len(headers))]
-        parts.append('\n'.join(f'| {" | ".join(line)} |' for line in (headers, rule, *cells)))
+        parts.append(to_markdown_table(headers, cells, right=right))
     return '\n\n'.join(parts) + '\n'

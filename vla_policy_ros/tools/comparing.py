@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from vla_policy_ros.core.errors import ConfigurationError
 from vla_policy_ros.tools.arguments import (
+    PRECISIONS,
     add_plans,
     at_least,
     check_engine,
@@ -39,6 +40,11 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
         '--samples', type=at_least(1), default=8, metavar='N', help='observations of it (8)'
     )
     add_plans(parser)
+    add_calibration(parser)
+
+
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    """Add `--calibration`."""
     parser.add_argument(
         '--calibration',
         type=Path,
@@ -68,6 +74,25 @@ def make_contender(
         settings=EngineSettings(precision=precision, plan_folder=args.plans),
         load=choose_loader(engine, precision, calibration),
     )
+
+
+def read_contender(args: argparse.Namespace, word: str) -> Contender:
+    """Return what runs a bundle on the engine and in the precision of a word such as `openvino:bf16`.
+
+    Raises:
+        ConfigurationError: There is no such precision (`unknown_precision`), or as make_contender().
+        VlaPolicyError: The calibration cannot be read.
+    """
+    engine, colon, precision = word.partition(':')
+    if colon and precision not in PRECISIONS:
+        raise ConfigurationError(
+            '--engine',
+            got=repr(word),
+            expected=f'after the colon one of {", ".join(PRECISIONS)}',
+            next_step='Choose one of these, or leave the colon out.',
+            code='unknown_precision',
+        )
+    return make_contender(args, engine, cast('Precision', precision) if precision else None)
 
 
 def read_cases(args: argparse.Namespace, bundle: Bundle) -> list[Case]:

@@ -17,6 +17,7 @@ from vla_policy_ros.tools import (
     benchmark,
     build,
     check,
+    checklist,
     compare,
     demo,
     doctor,
@@ -42,6 +43,7 @@ _MODULES = (
     verify,
     compare,
     benchmark,
+    checklist,
     doctor,
 )
 COMMANDS = tuple(module.__name__.rpartition('.')[2] for module in _MODULES)

@@ -62,21 +62,9 @@ def _load_executor(
     executor: Path, columns: Sequence[Column], chunk_topic: str
 ) -> ExecutorSettings:
     """Read an executor file, and check all that a replay can tell of it."""
-    from vla_policy_ros.deployment.executor import check_executor, load_executor
-    from vla_policy_ros.deployment.limits import load_limits
-    from vla_policy_ros.execution.motion import commanded_columns
+    from vla_policy_ros.export.limit_check import read_executor_limits
 
-    settings = load_executor(executor)
-    for fault in check_executor(settings, columns):
-        raise fault
-    if settings.limits.needs_robot_description:
-        raise ConfigurationError(
-            f'{executor}: limits.urdf_topic',
-            got=settings.limits.urdf_topic,
-            expected='a urdf_file, or an empty urdf_topic: in a replay nobody publishes the URDF',
-            next_step='Save the URDF to a file and name it, or give all limits in the limits file.',
-        )
-    load_limits(settings.limits, commanded_columns(columns))
+    settings, _ = read_executor_limits(executor, columns)
     if settings.chunk_topic != chunk_topic:
         raise ConfigurationError(
             f'{executor}: chunk_topic',

@@ -15,6 +15,7 @@ from vla_policy_ros.tools.arguments import (
     add_dataset,
     add_engine,
     add_execution_horizon,
+    add_executor,
     add_tolerances,
     at_least,
     in_range,
@@ -80,12 +81,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="rows of a true chunk (the policy's reach)",
     )
     add_execution_horizon(parser)
-    parser.add_argument(
-        '--executor',
-        type=Path,
-        metavar='FILE',
-        help='executor file: also execute the chunks on a simulated robot, and judge the commands',
-    )
+    add_executor(parser, 'also execute the chunks on a simulated robot, and judge the commands')
 
 
 def _add_subject(parser: argparse.ArgumentParser) -> None:
