@@ -53,9 +53,11 @@ def pages() -> dict[str, str]:
     from vla_policy_ros.bundle.manifest import Manifest
     from vla_policy_ros.deployment.config import Deployment
     from vla_policy_ros.deployment.executor import ExecutorSettings
+    from vla_policy_ros.export.network.description import NetworkDescription
 
     return {
         'bundle.md': schema_page('bundle.yaml', Manifest),
+        'network.md': schema_page('Description of a network', NetworkDescription),
         'deployment.md': schema_page('Deployment file', Deployment),
         'executor.md': schema_page('Executor file', ExecutorSettings),
         'parameters.md': parameters_page(),
@@ -118,10 +120,10 @@ def messages_page() -> str:
 
 def command_line_page() -> str:
     """Return the help of every command."""
-    from vla_policy_ros.tools.main import COMMANDS
+    from vla_policy_ros.tools.main import make_parser
 
     sections = ['# Command line', NOTE]
-    for command in ('', *COMMANDS):
+    for command in _commands(make_parser()):
         argv = [sys.executable, '-m', 'vla_policy_ros.tools.main', *command.split(), '--help']
         environment = {**os.environ, 'COLUMNS': '100', 'NO_COLOR': '1'}
         text = subprocess.run(
@@ -129,6 +131,15 @@ def command_line_page() -> str:
         ).stdout
         sections.append(f'## vla-policy {command}'.rstrip() + f'\n\n```text\n{text.rstrip()}\n```')
     return '\n\n'.join(sections) + '\n'
+
+
+def _commands(parser: argparse.ArgumentParser, words: str = '') -> Iterator[str]:
+    """Yield a command and all below it, in the order of the help."""
+    yield words
+    for action in parser._actions:  # noqa: SLF001 - argparse has no other way to ask
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            for name, child in action.choices.items():
+                yield from _commands(child, f'{words} {name}'.strip())
 
 
 def _reachable(model: type[BaseModel]) -> Iterator[type[BaseModel]]:

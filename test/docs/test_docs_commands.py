@@ -19,6 +19,7 @@ RUN_ELSEWHERE = (
     'scripts/demo',
     'scripts/test',
     'git',
+    'hf',
     'cd',
     'sudo',
     'ros2',

@@ -77,6 +77,21 @@ def build_plan(
         return build.run_watched(network, used, on_progress)
 
 
+def check_parsable(onnx_path: Path, *, library: LibraryName) -> None:
+    """Ask a library's parser whether it knows all operators of a network; builds nothing.
+
+    Raises:
+        GpuError: There is no driver for `tensorrt`.
+        MissingDependencyError: The library is not installed.
+        EngineError: The network cannot be parsed (`not_parsed`): node, operator and reason are named.
+    """
+    loaded = load_library(library)
+    loaded.messages.clear()
+    with loaded.messages.collecting():
+        builder = loaded.module.Builder(loaded.logger)
+        _parse(loaded, builder.create_network(loaded.network_flags), onnx_path)
+
+
 @contextmanager
 def _opened(device: Device | None) -> Iterator[Device]:
     """Give the device, or the first one for a `with` block."""
@@ -131,7 +146,7 @@ class _Build:
             start = time.perf_counter()
             builder = self.library.module.Builder(self.library.logger)
             network = builder.create_network(self.library.network_flags)
-            self._parse(network)
+            _parse(self.library, network, self.onnx_path)
             config = self._configure(builder, network)
             plan = builder.build_serialized_network(network, config)
             if plan is None:
@@ -148,20 +163,6 @@ class _Build:
     @property
     def _timing_path(self) -> Path:
         return self.store.timing_cache_path(self.machine)
-
-    def _parse(self, network: Any) -> None:
-        parser = self.library.module.OnnxParser(network, self.library.logger)
-        # By path, so that weights beside the file are found.
-        if parser.parse_from_file(str(self.onnx_path)) and network.num_outputs:
-            return
-        faults = [_describe_fault(parser.get_error(i)) for i in range(parser.num_errors)]
-        raise EngineError(
-            str(self.onnx_path),
-            got='; '.join(faults) or 'a network without outputs',
-            expected=f'an ONNX file that {self.library.name} {self.library.version} can parse',
-            next_step='Export the network without that operator, or with another opset.',
-            code='not_parsed',
-        )
 
     def _configure(self, builder: Any, network: Any) -> Any:
         module, options = self.library.module, self.options
@@ -247,6 +248,21 @@ class _Build:
             next_step='Try another precision or a larger workspace; the log says more.',
             code='build_failed',
         )
+
+
+def _parse(library: Library, network: Any, onnx_path: Path) -> None:
+    parser = library.module.OnnxParser(network, library.logger)
+    # By path, so that weights beside the file are found.
+    if parser.parse_from_file(str(onnx_path)) and network.num_outputs:
+        return
+    faults = [_describe_fault(parser.get_error(i)) for i in range(parser.num_errors)]
+    raise EngineError(
+        str(onnx_path),
+        got='; '.join(faults) or 'a network without outputs',
+        expected=f'an ONNX file that {library.name} {library.version} can parse',
+        next_step='Export the network without that operator, or with another opset.',
+        code='not_parsed',
+    )
 
 
 def check_options(library: Library, options: BuildOptions) -> None:

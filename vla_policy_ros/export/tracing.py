@@ -7,7 +7,7 @@ import importlib
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,32 +124,61 @@ def trace(stage: TracedStage, folder: Path) -> Path:
         EngineError: The function cannot be traced (`not_traceable`), or what was made breaks the rules of ONNX
             (`bad_types`).
     """
-    torch = require_torch()
     path = folder / stage.file
-    num_bytes = sum(value.nbytes for value in stage.owner.state_dict().values())
+    module = as_module(stage.function, stage.owner)
+    trace_module(module, path, inputs=stage.inputs, outputs=[stage.output])
+    return path
+
+
+def trace_module(
+    module: Any,
+    path: Path,
+    *,
+    inputs: Mapping[str, Array],
+    outputs: Sequence[str],
+    opset: int = OPSET,
+) -> None:
+    """Write the ONNX file of a module, as `trace` does.
+
+    Args:
+        module: A `torch.nn.Module` in evaluation mode, or a TorchScript module, which only PyTorch's older exporter takes.
+        path: The ONNX file.
+        inputs: Name of each input, in the order of `forward`, to example values.
+        outputs: Name of each output.
+        opset: Version of the standard operators.
+
+    Raises:
+        EngineError: The module cannot be traced (`not_traceable`), or what was made breaks the rules of ONNX
+            (`bad_types`).
+    """
+    torch = require_torch()
+    num_bytes = sum(value.nbytes for value in module.state_dict().values())
     with torch.no_grad(), quiet_library():
         try:
             torch.onnx.export(
-                as_module(stage.function, stage.owner),
-                tuple(_tensors(stage.inputs)),
+                module,
+                tuple(_tensors(inputs)),
                 str(path),
-                input_names=list(stage.inputs),
-                output_names=[stage.output],
-                opset_version=OPSET,
-                dynamo=True,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                opset_version=opset,
+                dynamo=not isinstance(module, torch.jit.ScriptModule),
                 external_data=num_bytes > _MAX_FILE_BYTES,
                 verbose=False,
             )
-        except torch.onnx.OnnxExporterError as fault:
-            raise EngineError(
-                f'stage {stage.name!r}',
-                got=str(fault).strip().partition('\n')[0],
-                expected='a network that PyTorch can trace',
-                next_step='Use the versions of torch and of the model library that doc/howto/export_a_policy.md names.',
-                code='not_traceable',
-            ) from fault
-    _check(path)
-    return path
+        except RuntimeError as fault:  # the base of the exporter's own errors
+            raise _not_traceable(path, fault) from fault
+    check_onnx(path)
+
+
+def _not_traceable(path: Path, fault: Exception) -> EngineError:
+    return EngineError(
+        f'network {path.stem!r}',
+        got=str(fault).strip().partition('\n')[0],
+        expected='a network that PyTorch can trace',
+        next_step='Use the versions of torch and of the model library that doc/howto/export_a_policy.md names.',
+        code='not_traceable',
+    )
 
 
 def _tensors(inputs: Mapping[str, Array]) -> list[Any]:
@@ -157,7 +186,12 @@ def _tensors(inputs: Mapping[str, Array]) -> list[Any]:
     return [torch.from_numpy(value) for value in inputs.values()]
 
 
-def _check(path: Path) -> None:
+def check_onnx(path: Path) -> None:
+    """Hold a file against the rules of ONNX, shapes and element types included.
+
+    Raises:
+        EngineError: It breaks them (`bad_types`).
+    """
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as fault:
@@ -165,6 +199,6 @@ def _check(path: Path) -> None:
             str(path),
             got=str(fault).strip().partition('\n')[0],
             expected='a network that keeps the rules of ONNX',
-            next_step='Export with another version of torch.',
+            next_step='Export the network again, with another version of its exporter.',
             code='bad_types',
         ) from fault

@@ -8,7 +8,6 @@ mean nothing; they stay within the range that the dataset recorded.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,15 @@ from vla_policy_ros.bundle.probe import make_probe, write_probe
 from vla_policy_ros.bundle.statistics import compute_statistics, write_statistics
 from vla_policy_ros.bundle.writer import write_bundle
 from vla_policy_ros.core.dataset import Dataset, DatasetInfo
-from vla_policy_ros.core.errors import BundleError, DatasetError
 from vla_policy_ros.core.frame import Frame, PreparedFrame
 from vla_policy_ros.core.observation import Instruction, Observation
-from vla_policy_ros.core.specs import Array, Column
+from vla_policy_ros.core.specs import Column
+from vla_policy_ros.export.dataset_numbers import DatasetNumbers, read_numbers
+from vla_policy_ros.export.proof import PROBE, check_empty
 from vla_policy_ros.export.random_network import RandomNetwork
 from vla_policy_ros.policies.engine_policy import EnginePolicy
 
-_MODEL, _STATISTICS, _TOKENIZER, _PROBE = (
-    'policy.onnx',
-    'statistics.json',
-    'tokenizer.json',
-    'probe.npz',
-)
+_MODEL, _STATISTICS, _TOKENIZER = 'policy.onnx', 'statistics.json', 'tokenizer.json'
 _MIN_TOKENS = 16
 
 
@@ -55,7 +50,7 @@ def create_untrained_bundle(
     """
     check_empty(folder)
     info = dataset.info
-    numbers = _read_numbers(dataset)
+    numbers = read_numbers(dataset)
     words = _vocabulary(numbers.texts)
     max_tokens = max([_MIN_TOKENS, *(len(_split(text)) for text in numbers.texts)])
     network = RandomNetwork(
@@ -78,58 +73,7 @@ def create_untrained_bundle(
     return _prove(folder, manifest, dataset)
 
 
-def check_empty(folder: Path) -> None:
-    """Make the folder of a new bundle.
-
-    Raises:
-        BundleError: It holds something (`folder_not_empty`).
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    found = sorted(path.name for path in folder.iterdir())
-    if found:
-        raise BundleError(
-            str(folder),
-            got=', '.join(found[:5]),
-            expected='an empty folder',
-            next_step='Choose another folder, or remove the old bundle.',
-            code='folder_not_empty',
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Numbers:
-    """All states (N, S) and actions (N, D) of a dataset, one step after another, and the texts that occur."""
-
-    state: Array
-    action: Array
-    texts: frozenset[str]
-
-
-def _read_numbers(dataset: Dataset) -> _Numbers:
-    info = dataset.info
-    if not info.num_episodes or not (info.state or info.action):
-        raise DatasetError(
-            info.name,
-            got=f'{info.num_episodes} episodes with {len(info.state)} state columns',
-            expected='at least one episode, with a state or actions',
-            next_step='Record joint states, or choose another dataset.',
-            code='no_columns',
-        )
-    states: list[Array] = []
-    actions: list[Array] = []
-    texts: set[str] = set()
-    for index in range(info.num_episodes):
-        episode = dataset.episode(index)
-        states.append(episode.state)
-        actions.append(episode.action)
-        texts.update(episode.instructions)
-        episode.close()
-    state = np.concatenate(states)
-    action = np.concatenate(actions) if info.action else state
-    return _Numbers(state, action, frozenset(texts))
-
-
-def _write_statistics(path: Path, numbers: _Numbers) -> None:
+def _write_statistics(path: Path, numbers: DatasetNumbers) -> None:
     statistics = {'action': compute_statistics(numbers.action)}
     if numbers.state.shape[1]:
         statistics['state'] = compute_statistics(numbers.state)
@@ -195,8 +139,8 @@ def _prove(folder: Path, manifest: dict[str, Any], dataset: Dataset) -> Bundle:
     policy = EnginePolicy(write_bundle(folder, manifest))
     probe = make_probe(policy, _first_observation(dataset))
     policy.close()
-    write_probe(folder / _PROBE, probe)
-    return write_bundle(folder, {**manifest, 'probe': _PROBE})
+    write_probe(folder / PROBE, probe)
+    return write_bundle(folder, {**manifest, 'probe': PROBE})
 
 
 def _first_observation(dataset: Dataset) -> Observation:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vla-policy export`: a bundle of a checkpoint of another library."""
+"""`vla-policy export`: a bundle of a checkpoint of another library, or of any network."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import argparse
 from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vla_policy_ros.core.errors import ConfigurationError
+from vla_policy_ros.tools import export_network
 from vla_policy_ros.tools.arguments import (
     Subparsers,
     add_command,
@@ -17,13 +18,11 @@ from vla_policy_ros.tools.arguments import (
     in_range,
     open_named_dataset,
 )
-from vla_policy_ros.tools.console import print_facts, print_json, print_table, show_waiting
-from vla_policy_ros.tools.summaries import bundle_summary, to_text
+from vla_policy_ros.tools.console import print_json, show_waiting
+from vla_policy_ros.tools.export_report import describe_export, print_export
 
 if TYPE_CHECKING:
     from vla_policy_ros.core.dataset import Dataset
-    from vla_policy_ros.evaluation.parity import Parity
-    from vla_policy_ros.export.lerobot.convert import Export
 
 _EXAMPLES = """\
   vla-policy export lerobot outputs/train/act_pick/checkpoints/last/pretrained_model --out bundles/pick --dataset ~/datasets/pick
@@ -34,17 +33,30 @@ _EXAMPLES = """\
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
+    parser = subparsers.add_parser(
+        'export',
+        help='make a bundle of a checkpoint or a network',
+        description='Turn a checkpoint or a network into ONNX networks, statistics and bundle.yaml, and compare every network and '
+        'the whole policy with what it was made of.',
+        epilog=f'examples:\n{_EXAMPLES}{export_network.EXAMPLES}',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = parser.add_subparsers(title='what is exported', metavar='KIND', required=True)
+    _add_lerobot(kinds)
+    export_network.add_parser(kinds)
+
+
+def _add_lerobot(subparsers: Subparsers) -> None:
     parser = add_command(
         subparsers,
-        'export',
+        'lerobot',
         run=run,
-        summary='make a bundle of a checkpoint',
-        description="Load a checkpoint with its library's own classes, turn it into ONNX networks, statistics and bundle.yaml, "
-        'and compare every network and the whole policy with the library. Runs where that library and torch are installed; '
-        'the bundle needs neither. LeRobot: act, diffusion.',
+        summary='a checkpoint of LeRobot: act, diffusion, smolvla',
+        description="Load a checkpoint with LeRobot's own classes, turn it into ONNX networks, statistics and bundle.yaml, "
+        'and compare every network and the whole policy with LeRobot. Runs where lerobot and torch are installed; '
+        'the bundle needs neither. Families: act, diffusion, smolvla.',
         examples=_EXAMPLES,
     )
-    parser.add_argument('library', choices=('lerobot',), help='library of the checkpoint')
     parser.add_argument(
         'checkpoint',
         nargs='?',
@@ -60,6 +72,11 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar='D',
         help='dataset of the training, or `sample`: names of cameras and joints, rate, observation of the probe',
     )
+    _add_settings(parser)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add what the checkpoint does not hold, and what stands in for one."""
     parser.add_argument(
         '--fps',
         type=in_range(0.1, 1000),
@@ -74,6 +91,12 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         '--seed', type=at_least(0), default=0, metavar='S', help='seed of these weights (0)'
     )
+    parser.add_argument(
+        '--vlm',
+        type=Path,
+        metavar='FOLDER',
+        help='smolvla: configuration and tokenizer of its vision-language model (what the checkpoint names)',
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
             computes something else than the library.
     """
     from vla_policy_ros.export.lerobot.convert import export_checkpoint
+    from vla_policy_ros.export.support import ask_engines
 
     _check_source(args)
     with ExitStack() as stack:
@@ -94,17 +118,20 @@ def run(args: argparse.Namespace) -> int:
         if folder is None:
             assert dataset  # refused by _check_source
             folder = Path(stack.enter_context(TemporaryDirectory())) / 'random_init'
-            origin = f'{args.library} {args.random_init}, random weights, seed {args.seed}'
+            origin = f'lerobot {args.random_init}, random weights, seed {args.seed}'
             _write_random(args, folder, dataset)
         stack.enter_context(show_waiting(f'exporting {origin}'))
         step_ns = round(1e9 / args.fps) if args.fps else None
         export = export_checkpoint(
-            folder, args.out, dataset=dataset, step_ns=step_ns, origin=origin
+            folder, args.out, dataset=dataset, step_ns=step_ns, origin=origin, vlm=args.vlm
         )
+        verdicts = list(ask_engines(export.bundle))
     if args.json:
-        print_json(_document(args, export))
+        document = describe_export(export, verdicts)
+        print_json({**document, 'executed_rows': export.executed_rows})
     else:
-        _print_text(args, export)
+        print_export(export, verdicts, source='lerobot')
+        print(f'\nThe policy was made to execute {export.executed_rows} rows of a chunk.')
     return 0
 
 
@@ -130,31 +157,6 @@ def _check_source(args: argparse.Namespace) -> None:
 def _write_random(args: argparse.Namespace, folder: Path, dataset: Dataset) -> None:
     from vla_policy_ros.export.lerobot.random_init import write_random_checkpoint
 
-    write_random_checkpoint(folder, dataset, policy_type=args.random_init, seed=args.seed)
-
-
-def _document(args: argparse.Namespace, export: Export) -> dict[str, Any]:
-    return {
-        'bundle': str(args.out),
-        'summary': bundle_summary(export.bundle),
-        'executed_rows': export.executed_rows,
-        'parity': [
-            {'part': name, 'cosine': parity.cosine, 'max_error': parity.max_error}
-            for name, parity in _parts(export).items()
-        ],
-    }
-
-
-def _print_text(args: argparse.Namespace, export: Export) -> None:
-    print_facts({'bundle': str(args.out), **to_text(bundle_summary(export.bundle))})
-    print(f'\nHow near ONNX Runtime on the CPU comes to {args.library}:')
-    rows = [
-        (name, f'{parity.cosine:.6f}', f'{parity.max_error:.1e}')
-        for name, parity in _parts(export).items()
-    ]
-    print_table(('part', 'cosine', 'max error'), rows, right=(1, 2))
-    print(f'\nThe policy was made to execute {export.executed_rows} rows of a chunk.')
-
-
-def _parts(export: Export) -> dict[str, Parity]:
-    return {**export.stages, 'policy': export.policy}
+    write_random_checkpoint(
+        folder, dataset, policy_type=args.random_init, seed=args.seed, vlm=args.vlm
+    )
