@@ -29,6 +29,7 @@ _IMPORTED = {
     'test_engines_openvino': 'openvino',
     'test_engines_tensorrt_build': 'tensorrt_rtx',
     'test_export_lerobot': 'lerobot',
+    'test_export_lerobot_smolvla': 'smolvla',
     'test_export_stage_plans': 'tensorrt_rtx',
     'test_tools_build': 'tensorrt_rtx',
 }

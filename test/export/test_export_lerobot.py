@@ -9,7 +9,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-import torch
+from support.lerobot_library import Library
 
 from vla_policy_ros.bundle.bundle import load_bundle
 from vla_policy_ros.bundle.normalization import ActionDenormalizer
@@ -17,10 +17,8 @@ from vla_policy_ros.bundle.probe import check_probe
 from vla_policy_ros.core.errors import BundleError
 from vla_policy_ros.datasets.registry import open_dataset
 from vla_policy_ros.evaluation.sampling import sample_observations
-from vla_policy_ros.export.lerobot.checkpoint import read_checkpoint
 from vla_policy_ros.export.lerobot.convert import export_checkpoint
-from vla_policy_ros.export.lerobot.diffusion import draw_library_noise
-from vla_policy_ros.export.lerobot.library import load_policy, require_lerobot
+from vla_policy_ros.export.lerobot.library import require_lerobot
 from vla_policy_ros.export.lerobot.random_init import write_random_checkpoint
 from vla_policy_ros.policies.engine_policy import EnginePolicy
 from vla_policy_ros.sample import sample_dataset_path
@@ -48,57 +46,6 @@ SMALL_DIFFUSION = {
 HAS_RESIZE = hasattr(
     require_lerobot('policies.diffusion.configuration_diffusion').DiffusionConfig, 'resize_shape'
 )
-
-
-class Library:
-    """A checkpoint in LeRobot's hands."""
-
-    def __init__(self, folder):
-        self.policy = load_policy(read_checkpoint(folder))
-        self.config = self.policy.config
-        factory = require_lerobot('policies.factory')
-        self._before = self._after = None  # before 0.4 the policy normalises by itself
-        if hasattr(factory, 'make_pre_post_processors'):
-            self._before, self._after = factory.make_pre_post_processors(
-                self.config,
-                pretrained_path=str(folder),
-                preprocessor_overrides={'device_processor': {'device': 'cpu'}},
-            )
-
-    def read(self, observation, row):
-        """Return LeRobot's batch of one row of our observation's history."""
-        batch = {'observation.state': torch.from_numpy(observation.state[row])}
-        for name, frames in observation.images.items():
-            frame = frames[row]
-            image = frame.data.reshape(frame.height, frame.width, 3)
-            values = torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255
-            batch[f'observation.images.{name}'] = values
-        if self._before:
-            return self._before(batch)
-        return {key: value[None] for key, value in batch.items()}
-
-    def finish(self, actions):
-        return (self._after(actions) if self._after else actions)[0].numpy()
-
-    def act(self, observation):
-        return self.finish(self.policy.predict_action_chunk(self.read(observation, -1)))
-
-    def diffuse(self, observation, seed):
-        """Return actions and the noise of them."""
-        self.policy.reset()
-        populate = require_lerobot('policies.utils').populate_queues
-        for row in range(len(observation.state)):
-            batch = self.read(observation, row)
-            if not self._before:
-                batch = self.policy.normalize_inputs(batch)
-            batch.pop('action', None)
-            images = [batch[key] for key in self.config.image_features]
-            batch['observation.images'] = torch.stack(images, dim=-4)
-            self.policy._queues = populate(self.policy._queues, batch)
-        torch.manual_seed(seed)
-        actions = self.finish(self.policy.predict_action_chunk(batch))
-        torch.manual_seed(seed)
-        return actions, draw_library_noise(self.policy.diffusion, None)
 
 
 @pytest.fixture(scope='module')

@@ -19,6 +19,7 @@ from vla_policy_ros.export.lerobot.convert import export_checkpoint
 from vla_policy_ros.export.lerobot.manifest import find_names, make_manifest, make_statistics
 from vla_policy_ros.export.lerobot.plan import Plan
 from vla_policy_ros.export.lerobot.rules import make_rule
+from vla_policy_ros.export.lerobot.smolvla import settle_cameras
 from vla_policy_ros.export.lerobot.tensor_file import TensorFile
 
 FRONT, WRIST = 'observation.images.front', 'observation.images.wrist'
@@ -347,9 +348,9 @@ def test_export_needs_the_rate(write, tmp_path):
 
 def test_export_of_another_family_says_which_there_are(tmp_path):
     folder = write_checkpoint(
-        tmp_path / 'c', config={**CONFIG, 'type': 'smolvla'}, before=[step('tokenizer_processor')]
+        tmp_path / 'c', config={**CONFIG, 'type': 'pi0'}, before=[step('tokenizer_processor')]
     )
-    with pytest.raises(BundleError, match='act, diffusion') as error:
+    with pytest.raises(BundleError, match='act, diffusion, smolvla') as error:
         export_checkpoint(folder, tmp_path / 'bundle', step_ns=1)
     assert error.value.code == 'unsupported_policy'
 
@@ -360,3 +361,28 @@ def test_export_into_a_full_folder_is_refused(write, tmp_path):
     with pytest.raises(BundleError) as error:
         export_checkpoint(write(), tmp_path / 'bundle', step_ns=1)
     assert error.value.code == 'folder_not_empty'
+
+
+def test_steps_that_a_family_follows_by_itself(write):
+    folder = write(before=[step('tokenizer_processor', max_length=7)])
+    checkpoint = read_checkpoint(folder, own_steps=('tokenizer_processor',))
+    assert checkpoint.steps['tokenizer_processor'] == {'max_length': 7}
+
+
+def test_width_of_a_state_that_the_network_pads(write):
+    wide = {f'observation.state.{name}': np.ones(3) for name in ('mean', 'std')}
+    folder = write(numbers={**NUMBERS, **wide})
+    assert read_checkpoint(folder, takes_any_state=True).state.width == 3
+    with pytest.raises(BundleError, match='2 finite numbers'):
+        read_checkpoint(folder)
+
+
+def test_cameras_of_a_policy_that_was_trained_further(write):
+    checkpoint = read_checkpoint(write())
+    bigger = DatasetCamera('hand', WRIST, 96, 128)
+    (camera,) = settle_cameras(checkpoint, replace(info(), cameras=(bigger,))).images
+    assert (camera.key, camera.height, camera.width) == (WRIST, 96, 128)
+    assert settle_cameras(checkpoint, None).images == checkpoint.images
+    with pytest.raises(BundleError, match=FRONT) as error:
+        settle_cameras(checkpoint, replace(info(), cameras=()))
+    assert error.value.code == 'no_camera'

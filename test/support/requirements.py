@@ -14,6 +14,13 @@ import pytest
 from vla_policy_ros.core.errors import GpuError
 from vla_policy_ros.gpu.driver import require_driver
 
+# Names of requirements that are Python modules.
+_MODULES = {
+    'lerobot': ('lerobot',),
+    'openvino': ('openvino',),
+    'smolvla': ('lerobot', 'transformers', 'num2words'),
+    'tensorrt_rtx': ('tensorrt_rtx',),
+}
 DATA = Path(__file__).parents[3] / 'shared' / 'data'
 
 
@@ -40,8 +47,9 @@ def find_missing(name: str) -> str:
         return f'{DATA} is not there'
     if name in ('gpu', 'tensorrt'):
         return _find_missing_gpu(name)
-    if name in ('lerobot', 'openvino', 'tensorrt_rtx') and importlib.util.find_spec(name) is None:
-        return f'{name} cannot be imported'
+    for module in _MODULES.get(name, ()):
+        if importlib.util.find_spec(module) is None:
+            return f'{module} cannot be imported'
     return _find_missing_nvrtc() if name == 'nvrtc' else ''
 
 

@@ -6,7 +6,7 @@ A folder with `config.json`, `model.safetensors`, and since lerobot 0.4 the proc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Checkpoint:
         state: The state.
         action: The action.
         weights: Names of all tensors in `model.safetensors`.
+        steps: Settings of each step before the network by LeRobot's name of it; empty before lerobot 0.4.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class Checkpoint:
     state: VectorFeature
     action: VectorFeature
     weights: frozenset[str]
+    steps: Mapping[str, Mapping[str, Any]]
 
     @property
     def policy_type(self) -> str:
@@ -71,8 +73,16 @@ class Checkpoint:
         return self.folder / WEIGHTS
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
+def read_checkpoint(
+    folder: Path, *, own_steps: Collection[str] = (), takes_any_state: bool = False
+) -> Checkpoint:
     """Read a checkpoint.
+
+    Args:
+        folder: Where it lies.
+        own_steps: Steps before the network that its family follows by itself.
+        takes_any_state: Whether the network pads the state, so that its width is that of the statistics: a policy may be
+            trained further on another robot, and `config.json` keeps the width of the first.
 
     Raises:
         BundleError: A file is missing or broken (`bad_checkpoint`), or the policy takes what a bundle cannot give it
@@ -81,7 +91,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     config = read_json(folder / CONFIG)
     where = folder / CONFIG
     weights = TensorFile(folder / WEIGHTS)
-    processors = read_processors(folder, _modes(config), weights)
+    processors = read_processors(folder, _modes(config), weights, own_steps=own_steps)
     try:
         inputs, outputs = config['input_features'], config['output_features']
         kinds = {key: feature['type'] for key, feature in inputs.items()}
@@ -99,12 +109,20 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     images = tuple(
         _image(key, shapes[key], processors) for key, kind in kinds.items() if kind == 'VISUAL'
     )
-    state = VectorFeature(
-        shapes[STATE][0], processors.read_input(STATE, 'STATE', shapes[STATE][0])
-    )
+    state_width = shapes[STATE][0]
+    if takes_any_state:
+        sizes = [values.size for values in processors.read_statistics(STATE).values()]
+        state_width = max(sizes, default=state_width)
+    state = VectorFeature(state_width, processors.read_input(STATE, 'STATE', state_width))
     rule = processors.read_output(ACTION, 'ACTION', action_shape[0])
     return Checkpoint(
-        folder, config, images, state, VectorFeature(action_shape[0], rule), weights.names
+        folder,
+        config,
+        images,
+        state,
+        VectorFeature(action_shape[0], rule),
+        weights.names,
+        processors.steps,
     )
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from vla_policy_ros.bundle.files import hash_file
@@ -18,7 +18,7 @@ from vla_policy_ros.datasets.naming import make_column
 from vla_policy_ros.export.lerobot.checkpoint import Checkpoint, ImageFeature, VectorFeature
 from vla_policy_ros.export.lerobot.plan import STATE_TENSOR, Plan, image_tensor
 
-STATISTICS = 'statistics.json'
+STATISTICS, TOKENIZER = 'statistics.json', 'tokenizer.json'
 _STATE, _ACTION = 'state', 'action'
 
 
@@ -94,6 +94,9 @@ def make_manifest(
         },
         'stages': [stage.as_dict() for stage in plan.stages],
     }
+    if plan.words:
+        rules = asdict(plan.words)
+        manifest['instruction'] = {**rules, 'tokenizer': TOKENIZER}
     if plan.loop:
         manifest['loop'] = dict(plan.loop)
     if make_statistics(checkpoint):

@@ -30,6 +30,27 @@ class Reference:
     output: Array
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """How words become tokens; see `instruction` in bundle.yaml.
+
+    Attributes:
+        tokens: Pool tensor of the ids.
+        mask: Pool tensor of the mask.
+        max_tokens: Most tokens.
+        pad_token: Token used for padding.
+        template: Text around the instruction.
+        tokenizer: The tokenizer's file.
+    """
+
+    tokens: str
+    mask: str
+    max_tokens: int
+    pad_token: str
+    template: str
+    tokenizer: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Plan:
     """How a policy becomes a bundle.
@@ -45,6 +66,7 @@ class Plan:
         stages: The networks.
         loop: The entry `loop` of the manifest; None for none.
         reference: Runs the library's own code on the tensors of an observation.
+        words: The instruction; None for a policy that takes none.
     """
 
     observation_steps: int
@@ -57,6 +79,7 @@ class Plan:
     stages: tuple[TracedStage, ...]
     loop: Mapping[str, Any] | None
     reference: Callable[[Mapping[str, Array]], Reference]
+    words: Words | None = None
 
 
 def image_tensor(index: int) -> str:

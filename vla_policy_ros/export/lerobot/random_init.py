@@ -16,8 +16,8 @@ from vla_policy_ros.core.specs import Array
 from vla_policy_ros.datasets.lerobot_statistics import compute_number_statistics
 from vla_policy_ros.export.lerobot.checkpoint import ACTION, STATE
 from vla_policy_ros.export.lerobot.convert import FAMILIES
-from vla_policy_ros.export.lerobot.library import require_lerobot
-from vla_policy_ros.export.tracing import require_torch
+from vla_policy_ros.export.lerobot.library import keep_local, require_lerobot
+from vla_policy_ros.export.tracing import quiet_library, require_torch
 
 # LeRobot's training takes these for images by default, in place of the dataset's own.
 _IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
@@ -31,6 +31,7 @@ def write_random_checkpoint(
     policy_type: str,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
+    vlm: Path | None = None,
 ) -> None:
     """Write a checkpoint as LeRobot's training would begin it; downloads nothing.
 
@@ -40,10 +41,12 @@ def write_random_checkpoint(
         policy_type: One of `convert.FAMILIES`.
         seed: Seed of the weights.
         settings: Settings of the policy that differ from LeRobot's defaults, under LeRobot's names.
+        vlm: Folder with configuration and tokenizer of the vision-language model, for a type that is built around one.
 
     Raises:
         ConfigurationError: The type is another one (`unsupported_policy`).
         MissingDependencyError: lerobot is not installed.
+        BundleError: The vision-language model's files are not there (`missing_vlm`).
     """
     if policy_type not in FAMILIES:
         raise ConfigurationError(
@@ -57,25 +60,21 @@ def write_random_checkpoint(
     factory = require_lerobot('policies.factory')
     config = factory.make_policy_config(
         policy_type,
-        **{
-            **_features(dataset),
-            'device': 'cpu',
-            'push_to_hub': False,
-            'pretrained_backbone_weights': None,
-            **(settings or {}),
-        },
+        **{**_features(dataset), 'device': 'cpu', 'push_to_hub': False, **(settings or {})},
     )
+    keep_local(config, vlm=vlm)
     statistics = {
         key: {name: torch.from_numpy(values) for name, values in entry.items()}
         for key, entry in _statistics(dataset).items()
     }
     torch.manual_seed(seed)
     # Until 0.3 the statistics are among the policy's weights, since 0.4 in processors beside it.
-    policy = factory.get_policy_class(policy_type)(config, dataset_stats=statistics)
-    policy.save_pretrained(folder)
-    if hasattr(factory, 'make_pre_post_processors'):
-        for processor in factory.make_pre_post_processors(config, dataset_stats=statistics):
-            processor.save_pretrained(folder)
+    with quiet_library():
+        policy = factory.get_policy_class(policy_type)(config, dataset_stats=statistics)
+        policy.save_pretrained(folder)
+        if hasattr(factory, 'make_pre_post_processors'):
+            for processor in factory.make_pre_post_processors(config, dataset_stats=statistics):
+                processor.save_pretrained(folder)
 
 
 def _features(dataset: Dataset) -> dict[str, Any]:
