@@ -11,7 +11,7 @@ All get the same images in turns, and each is held against PyTorch on the CPU. `
 input (on a GPU with the copy), `infer` the network, `post` from its output to actions; `total` is measured by itself. On
 the GPU path the three overlap in one graph: `infer` is its device time, `pre` what else the host waits for.
 
-Usage: benchmarks/seed_article.py [--height 480] [--width 640] [--size 224] [--runs 200] [--folder DIR] [--json FILE]
+Usage: benchmarks/pose_pipeline.py [--height 480] [--width 640] [--size 224] [--runs 200] [--folder DIR] [--json FILE]
        needs torch and onnxscript; rows that need a GPU are left out without one, with the reason
 """
 
