@@ -255,6 +255,7 @@ def test_settings_that_no_bundle_can_follow(write, tmp_path, dataset, settings, 
     with pytest.raises(BundleError, match=text) as error:
         export_checkpoint(write(settings), tmp_path / 'bundle', dataset=dataset)
     assert error.value.code == 'unsupported_setting'
+    assert not (tmp_path / 'bundle').exists()
 
 
 def test_command_takes_the_language_model(tmp_path, capsys):

@@ -35,8 +35,8 @@ from vla_policy_ros.export.proof import (
     PROBE,
     ProvenBundle,
     StageExample,
-    check_empty,
     compare_stages,
+    new_folder,
     policy_name,
     probe_observation,
     prove_policy,
@@ -122,26 +122,26 @@ def export_checkpoint(
         BundleError: The checkpoint is broken or of another family (`unsupported_policy`), or `out` is not empty.
         EngineError: A network cannot be traced, or computes something else afterwards (`not_equal`).
     """
-    check_empty(out)
     family, info = _find_family(folder), dataset.info if dataset else None
     checkpoint = family.settle(family.read(folder), info)
     step_ns = _find_step(dataset, step_ns)
     names = find_names(checkpoint, info)
-    plan = family.make_plan(checkpoint, load_policy(checkpoint, vlm=vlm))
-    manifest = make_manifest(checkpoint, plan, names, name=policy_name(out), step_ns=step_ns)
-    manifest['source']['checkpoint'] = origin or str(folder)
-    if statistics := make_statistics(checkpoint):
-        write_statistics(out / STATISTICS, statistics)
-    if plan.words:
-        (out / TOKENIZER).write_text(plan.words.tokenizer, encoding='utf-8')
-    for stage in plan.stages:
-        trace(stage, out)
-    bundle = write_bundle(out, manifest)
-    stages = compare_stages(bundle, _examples(bundle, plan), source=_SOURCE)
-    policy = prove_policy(
-        bundle, probe_observation(bundle, dataset), partial(_run_library, plan), source=_SOURCE
-    )
-    bundle = write_bundle(out, {**manifest, 'probe': PROBE})
+    with new_folder(out):
+        plan = family.make_plan(checkpoint, load_policy(checkpoint, vlm=vlm))
+        manifest = make_manifest(checkpoint, plan, names, name=policy_name(out), step_ns=step_ns)
+        manifest['source']['checkpoint'] = origin or str(folder)
+        if statistics := make_statistics(checkpoint):
+            write_statistics(out / STATISTICS, statistics)
+        if plan.words:
+            (out / TOKENIZER).write_text(plan.words.tokenizer, encoding='utf-8')
+        for stage in plan.stages:
+            trace(stage, out)
+        bundle = write_bundle(out, manifest)
+        stages = compare_stages(bundle, _examples(bundle, plan), source=_SOURCE)
+        policy = prove_policy(
+            bundle, probe_observation(bundle, dataset), partial(_run_library, plan), source=_SOURCE
+        )
+        bundle = write_bundle(out, {**manifest, 'probe': PROBE})
     return Export(bundle, stages, policy, plan.executed_rows)
 
 
