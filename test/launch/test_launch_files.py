@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support.recordings import HORIZON, NUM_STEPS, STEP_NS, write_patient_deployment
-from support.ros_processes import PATIENCE_S, RosProcesses
+from support.ros_processes import PATIENCE_S, RosProcesses, echoed_message
 
 from vla_policy_ros.datasets.registry import open_dataset
 from vla_policy_ros.export.untrained import create_untrained_bundle
@@ -194,7 +194,7 @@ def test_topics_tell_what_the_node_does(active):
 
 def test_the_status_can_be_read_by_command(active):
     text = ros2(active, 'topic', 'echo', '--once', '/policy_status', says='header:')
-    status = yaml.safe_load(text[text.index('header:') :].split('---')[0])
+    status = echoed_message(text)
     assert status['state'] == 'waiting'
     assert status['detail'] == 'No samples from front, wrist, joint_states[0].'
     names = [stream['name'] for stream in status['streams']]

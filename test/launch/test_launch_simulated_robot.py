@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import yaml
+from support.ros_processes import echoed_message
 
 pytestmark = [pytest.mark.ros, pytest.mark.launch]
 
@@ -15,7 +16,7 @@ def test_the_simulated_robot_is_started_with_lists_and_ended_with_ctrl_c(process
     )
     echo = ('ros2', 'topic', 'echo', '--once', '--no-daemon', '/joint_states')
     text = processes.run(*echo, 'sensor_msgs/msg/JointState')
-    (message,) = list(yaml.safe_load_all(text.partition('---')[0]))
+    message = echoed_message(text)
     assert (message['name'], message['position']) == (['hand', 'arm'], [0.0, 0.25])
     process.interrupt_group()
     assert process.wait() == 0

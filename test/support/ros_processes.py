@@ -183,6 +183,11 @@ class RosProcesses:
         return process.log
 
 
+def echoed_message(text: str) -> Any:
+    """Return the message with a header that `ros2 topic echo --once` wrote; the middleware may have written before it."""
+    return yaml.safe_load(text[text.index('header:') :].partition('---')[0])
+
+
 def ros_arguments(path: Path, node: str, parameters: Mapping[str, Any]) -> list[str]:
     """Write the parameters of a node into a file and return the arguments that name it."""
     if not parameters:
