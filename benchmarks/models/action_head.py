@@ -392,8 +392,7 @@ def modulation_tables(head: ActionHead) -> tuple[Tensor, Tensor]:
 
 def time_of(index: int, head: ActionHead) -> Tensor:
     """Return the (1,) int64 time step of one step."""
-    value = index * TIME_SCALE // head.shape.steps
-    return torch.tensor([value], dtype=torch.int64, device=head.position.device)
+    return torch.full((1,), index * TIME_SCALE // head.shape.steps, device=head.position.device)
 
 
 def pool_type(dtype: torch.dtype) -> torch.dtype:

@@ -25,6 +25,7 @@ from vla_policy_ros.evaluation.parity import Parity
 from vla_policy_ros.export.compare import observed_cases
 from vla_policy_ros.export.network.description import NetworkDescription
 from vla_policy_ros.export.network.fit import FittedInputs, fit_inputs, fit_outputs
+from vla_policy_ros.export.network.fixed_shapes import as_spec
 from vla_policy_ros.export.network.joints import Reading, write_feeds, write_reading
 from vla_policy_ros.export.network.manifest import (
     INPUTS,
@@ -33,7 +34,7 @@ from vla_policy_ros.export.network.manifest import (
     make_manifest,
     stage_file,
 )
-from vla_policy_ros.export.network.source import Source, as_spec, open_source
+from vla_policy_ros.export.network.source import Source, open_source
 from vla_policy_ros.export.network.statistics import find_statistics
 from vla_policy_ros.export.proof import (
     PROBE,

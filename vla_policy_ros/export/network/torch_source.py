@@ -15,7 +15,7 @@ import numpy as np
 from vla_policy_ros.bundle.onnx_model import ModelTensor
 from vla_policy_ros.core.errors import BundleError, EngineError
 from vla_policy_ros.core.specs import Array
-from vla_policy_ros.export.network.source import Shapes, fix_shapes
+from vla_policy_ros.export.network.fixed_shapes import Shapes, fix_shapes
 from vla_policy_ros.export.tracing import (
     OPSET,
     quiet_library,
