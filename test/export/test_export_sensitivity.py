@@ -3,8 +3,8 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
+from support.requirements import NEEDS_8_BITS
 
 from vla_policy_ros.bundle.bundle import load_bundle
 from vla_policy_ros.datasets.registry import open_dataset
@@ -22,13 +22,6 @@ from vla_policy_ros.export.sensitivity import (
     measure_losses,
 )
 from vla_policy_ros.sample import HELD_OUT_EPISODES, sample_bundle_path, sample_dataset_path
-
-# Without its optimiser ONNX Runtime 1.18 computes these networks of fp16 and 8 bits wrong; which later version is the first
-# to do it right was not looked for.
-NEEDS_A_RUNTIME = pytest.mark.skipif(
-    tuple(int(part) for part in onnxruntime.__version__.split('.')[:2]) < (1, 20),
-    reason='ONNX Runtime is too old for 8 bits',
-)
 
 LIMIT = 1e-4
 
@@ -89,7 +82,7 @@ def test_the_most_loss_per_weight_goes_first():
     assert choose_costly([], loss_limit=0) == []
 
 
-@NEEDS_A_RUNTIME
+@NEEDS_8_BITS
 @pytest.mark.parametrize('precision', ['int8', 'fp8'])
 def test_losses_of_single_products_add_up(sample, seen, calibration, precision):
     losses = list(measure_losses(sample, seen, calibration, precision=precision))
@@ -105,7 +98,7 @@ def test_losses_of_single_products_add_up(sample, seen, calibration, precision):
     assert 0.5 * total < loss(together, actions(sample, seen)) < 2 * total
 
 
-@NEEDS_A_RUNTIME
+@NEEDS_8_BITS
 @pytest.mark.parametrize('precision', ['int8', 'fp8'])
 def test_the_sample_policy_in_8_bits_on_what_it_never_saw(
     sample, seen, unseen, calibration, precision

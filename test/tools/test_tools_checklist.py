@@ -13,6 +13,7 @@ import onnx
 import pytest
 import yaml
 from onnx import numpy_helper
+from support.requirements import NEEDS_8_BITS
 
 from vla_policy_ros.bundle.bundle import load_bundle
 from vla_policy_ros.datasets.registry import open_dataset
@@ -177,6 +178,7 @@ def test_fp16_loses_next_to_nothing(check):
     assert loss['details']['chunks'] >= 4
 
 
+@NEEDS_8_BITS
 def test_ranges_that_are_too_narrow_lose_too_much(check, calibration, tmp_path):
     """Activations beyond a fifth of what occurs are cut off."""
     document = json.loads(calibration.read_text())
