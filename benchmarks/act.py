@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from contenders import Contender, capture, compare, count_kernels, time_runs
 from models.act import Act
 from models.bundles import camera_bundle
 from models.onnx_files import export
-from parts import Parts, summarize
+from parts import Parts, summarize, work_folder
 from results import write_result
 
 NUM_JOINTS, HORIZON = 14, 100
@@ -158,9 +157,7 @@ def main() -> None:
     parser.add_argument('--json', type=Path)
     arguments = parser.parse_args()
     torch.set_grad_enabled(False)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+    with work_folder(arguments.folder) as folder:
         parts = measure(arguments, Bench(arguments, folder))
     raise SystemExit(bool(parts.errors))
 

@@ -18,7 +18,6 @@ Usage: benchmarks/action_head.py [--layers 32] [--level 3] [--chunks 200] [--con
 from __future__ import annotations
 
 import argparse
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ from models.action_head import (
     time_of,
 )
 from models.traffic import fp8_saving, weight_bytes
-from parts import Parts, summarize
+from parts import Parts, summarize, work_folder
 from results import write_result
 from torch import Tensor, nn
 
@@ -324,9 +323,7 @@ def main() -> None:
     parser.add_argument('--json', type=Path)
     arguments = parser.parse_args()
     torch.set_grad_enabled(False)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+    with work_folder(arguments.folder) as folder:
         parts = measure(arguments, Bench(arguments, folder))
     raise SystemExit(bool(parts.errors))
 

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of a benchmark that may fail without taking the rest along, and the figures of their samples."""
+"""Parts of a benchmark that may fail without taking the rest along, their files, and the figures of their samples."""
 
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,6 +40,15 @@ class Parts:
     def facts(self) -> dict[str, Any]:
         """Return errors and durations for the JSON."""
         return {'errors': self.errors, 'seconds': self.seconds}
+
+
+@contextmanager
+def work_folder(kept: Path | None) -> Iterator[Path]:
+    """Give a folder for a `with` block: one to keep for another run, or a temporary one."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = kept or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
 
 
 def summarize(samples_ms: Sequence[float]) -> dict[str, float]:

@@ -18,7 +18,6 @@ Usage: benchmarks/pose_pipeline.py [--height 480] [--width 640] [--size 224] [--
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ import numpy as np
 import torch
 import yaml
 from models.pose_regressor import COLUMNS, PoseRegressor
-from parts import Parts, summarize
+from parts import Parts, summarize, work_folder
 from policies import make_observation
 from results import write_result
 
@@ -227,9 +226,7 @@ def main() -> None:
     parser.add_argument('--json', type=Path)
     arguments = parser.parse_args()
     torch.set_grad_enabled(False)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+    with work_folder(arguments.folder) as folder:
         parts = run(arguments, Bench(arguments, folder))
     raise SystemExit(bool(parts.errors))
 
