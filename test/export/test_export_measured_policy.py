@@ -2,7 +2,7 @@
 import pytest
 from support.bundles import make_observation, write_direct_bundle
 from support.device_engines import DeviceEngines
-from support.host_device import HostDevice
+from support.host_device import open_host_devices
 
 from vla_policy_ros.core.errors import ChunkRejectedError, EngineError
 from vla_policy_ros.engines.registry import load_engine
@@ -19,14 +19,7 @@ def bundle(tmp_path):
 
 @pytest.fixture
 def devices(monkeypatch):
-    opened = []
-
-    def open_device(_index=0):
-        opened.append(HostDevice())
-        return opened[-1]
-
-    monkeypatch.setattr('vla_policy_ros.gpu.device.open_device', open_device)
-    return opened
+    return open_host_devices(monkeypatch)
 
 
 def open_policy(bundle, *, engine='onnxruntime', load=load_engine, **words):

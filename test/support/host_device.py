@@ -369,3 +369,15 @@ def write(tensor, values):
 
 def _size(tensor):
     return count_bytes(tensor.shape, tensor.dtype)
+
+
+def open_host_devices(monkeypatch):
+    """Let `open_device` give stand-ins; return those that were opened, in their order."""
+    opened = []
+
+    def open_device(_index=0):
+        opened.append(HostDevice())
+        return opened[-1]
+
+    monkeypatch.setattr('vla_policy_ros.gpu.device.open_device', open_device)
+    return opened

@@ -11,7 +11,7 @@ import yaml
 from onnx import helper, numpy_helper
 from support.bundles import make_observation, write_flow_bundle
 from support.device_engines import DeviceEngines
-from support.host_device import HostDevice
+from support.host_device import open_host_devices
 
 from vla_policy_ros.bundle.writer import write_bundle
 from vla_policy_ros.datasets.registry import open_dataset
@@ -131,14 +131,7 @@ def test_a_network_that_computes_nothing_but_nan_fails_throughout(check, bundle,
 @pytest.fixture
 def devices(monkeypatch):
     """Stand-ins for the GPU, one for each time that it is opened."""
-    opened = []
-
-    def open_device(_index=0):
-        opened.append(HostDevice())
-        return opened[-1]
-
-    monkeypatch.setattr('vla_policy_ros.gpu.device.open_device', open_device)
-    return opened
+    return open_host_devices(monkeypatch)
 
 
 @pytest.mark.parametrize('preprocess', ['cpu', 'gpu'])
