@@ -6,7 +6,8 @@ import pytest
 from evaluation_builders import EchoPolicy, MemoryDataset, policy_spec
 
 from vla_policy_ros.core.errors import EngineError
-from vla_policy_ros.evaluation.action_error import measure_action_error, spread_episodes
+from vla_policy_ros.evaluation.action_error import measure_action_error
+from vla_policy_ros.evaluation.sampling import spread_episodes
 
 VARIANCE = 4 * 8.25  # of 0.5, 2.5, ... 18.5
 # Chunks at steps 0, 4 and 8 of 10; row k lies 2 k below the recording, and two rows lie after its end.

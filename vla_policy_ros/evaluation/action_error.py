@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,12 +60,6 @@ class ActionError:
         between = wrap(self.actions - unquantised.actions, self.columns)
         relative = float((np.square(between).mean(axis=(0, 1)) / self.variances).mean())
         return relative / _at_least_tiny(unquantised.relative)
-
-
-def spread_episodes(total: int, count: int) -> Iterator[int]:
-    """Yield `count` episodes, or all, spread evenly over a dataset."""
-    used = min(count, total)
-    return (place * total // used for place in range(used))
 
 
 def measure_action_error(

@@ -13,6 +13,12 @@ from vla_policy_ros.core.specs import PolicySpec
 from vla_policy_ros.evaluation.observations import EpisodeObservations
 
 
+def spread_episodes(total: int, count: int) -> list[int]:
+    """Return `count` episodes of a dataset, or all, spread evenly over it."""
+    used = min(count, total)
+    return [place * total // used for place in range(used)]
+
+
 def sample_observations(
     dataset: Dataset, spec: PolicySpec, *, count: int
 ) -> Iterator[Observation]:
@@ -23,10 +29,9 @@ def sample_observations(
     Raises:
         DatasetError: The dataset lacks what the policy wants, or an image cannot be read.
     """
-    total = dataset.info.num_episodes
-    used = min(count, total)
-    for place in range(used):
-        share = count // used + (place < count % used)
-        with closing(dataset.episode(place * total // used)) as episode:
+    episodes = spread_episodes(dataset.info.num_episodes, count)
+    for place, index in enumerate(episodes):
+        share = count // len(episodes) + (place < count % len(episodes))
+        with closing(dataset.episode(index)) as episode:
             steps = EpisodeObservations(dataset.info, episode, spec=spec)
             yield from islice(steps.iterate(stride=max(len(steps) // share, 1)), share)

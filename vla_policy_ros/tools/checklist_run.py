@@ -251,7 +251,8 @@ class _Run:
 
     def _measure_error(self, policy: MeasuredPolicy) -> ActionError | Item:
         """Return the error of the engine's chunks, or why there is nothing to measure."""
-        from vla_policy_ros.evaluation.action_error import measure_action_error, spread_episodes
+        from vla_policy_ros.evaluation.action_error import measure_action_error
+        from vla_policy_ros.evaluation.sampling import spread_episodes
 
         if not _is_lowered(self._bundle, self._job.contender):
             reason = 'the networks run in the precision that they were exported in'
