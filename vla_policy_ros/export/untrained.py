@@ -8,21 +8,18 @@ mean nothing; they stay within the range that the dataset recorded.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from vla_policy_ros.bundle.bundle import Bundle
 from vla_policy_ros.bundle.probe import make_probe, write_probe
 from vla_policy_ros.bundle.statistics import compute_statistics, write_statistics
 from vla_policy_ros.bundle.writer import write_bundle
 from vla_policy_ros.core.dataset import Dataset, DatasetInfo
-from vla_policy_ros.core.frame import Frame, PreparedFrame
-from vla_policy_ros.core.observation import Instruction, Observation
 from vla_policy_ros.core.specs import Column
 from vla_policy_ros.export.dataset_numbers import DatasetNumbers, read_numbers
-from vla_policy_ros.export.proof import PROBE, check_empty
+from vla_policy_ros.export.proof import PROBE, check_empty, probe_observation
 from vla_policy_ros.export.random_network import RandomNetwork
 from vla_policy_ros.policies.engine_policy import EnginePolicy
 
@@ -136,28 +133,10 @@ def _group(name: str, columns: Sequence[Column]) -> dict[str, Any]:
 
 def _prove(folder: Path, manifest: dict[str, Any], dataset: Dataset) -> Bundle:
     """Run the policy once on the first step and keep that as the probe."""
-    policy = EnginePolicy(write_bundle(folder, manifest))
-    probe = make_probe(policy, _first_observation(dataset))
-    policy.close()
-    write_probe(folder / PROBE, probe)
+    bundle = write_bundle(folder, manifest)
+    with closing(EnginePolicy(bundle)) as policy:
+        write_probe(folder / PROBE, make_probe(policy, probe_observation(bundle, dataset)))
     return write_bundle(folder, {**manifest, 'probe': PROBE})
-
-
-def _first_observation(dataset: Dataset) -> Observation:
-    episode = dataset.episode(0)
-    stamp_ns = int(episode.stamps_ns[0])
-    images: dict[str, tuple[Frame | PreparedFrame, ...]] = {}
-    for camera in dataset.info.cameras:
-        image = next(iter(episode.images(camera.name, 0, 1))).copy()
-        images[camera.name] = (Frame.from_rgb(camera.name, stamp_ns, image),)
-    observation = Observation(
-        images=images,
-        state=np.array(episode.state[:1], np.float32),
-        instruction=Instruction(episode.instructions[0]),
-        stamp_ns=stamp_ns,
-    )
-    episode.close()
-    return observation
 
 
 def _vocabulary(texts: frozenset[str]) -> dict[str, int]:
