@@ -20,7 +20,7 @@ from vla_policy_ros.bundle.manifest import (
 )
 from vla_policy_ros.bundle.onnx_model import ModelFacts, ModelTensor
 from vla_policy_ros.core.errors import BundleError
-from vla_policy_ros.core.specs import TensorSpec
+from vla_policy_ros.core.specs import TensorSpec, describe_tensor
 
 HOST_TYPES = (
     'float32',
@@ -386,8 +386,7 @@ def _known(tensor: ModelTensor, sizes: Mapping[str, int]) -> tuple[int | None, .
 
 
 def _describe(spec: TensorSpec) -> str:
-    sizes = ', '.join('*' if size is None else str(size) for size in spec.shape)
-    return f'{spec.dtype}[{sizes}]'
+    return describe_tensor(spec.dtype, spec.shape)
 
 
 def _names(names: Mapping[str, object] | set[str] | Sequence[str]) -> str:

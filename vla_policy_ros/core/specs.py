@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -33,6 +34,11 @@ class Representation(str, Enum):
     ABSOLUTE = 'absolute'
     DELTA = 'delta'
     RELATIVE_TO_OBSERVATION = 'relative_to_observation'
+
+
+def describe_tensor(dtype: str, shape: Sequence[int | str | None]) -> str:
+    """Return element type and shape as text; a free dimension is its symbol or a star."""
+    return f'{dtype}[{", ".join("*" if size is None else str(size) for size in shape)}]'
 
 
 @dataclass(frozen=True, slots=True)

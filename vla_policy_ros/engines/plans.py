@@ -21,7 +21,7 @@ from vla_policy_ros.bundle.manifest import Precision
 from vla_policy_ros.bundle.onnx_model import ModelTensor, read_model
 from vla_policy_ros.core.cache import cache_folder, write_atomically
 from vla_policy_ros.core.errors import EngineError
-from vla_policy_ros.core.specs import TensorSpec
+from vla_policy_ros.core.specs import TensorSpec, describe_tensor
 from vla_policy_ros.engines.plan_facts import (
     BuildReport,
     BuiltPlan,
@@ -264,5 +264,4 @@ def _same(wanted: ModelTensor | None, found: TensorSpec | None) -> bool:
 def _describe(tensor: ModelTensor | TensorSpec | None) -> str:
     if tensor is None:
         return 'no such tensor'
-    sizes = ', '.join('*' if size is None else str(size) for size in tensor.shape)
-    return f'{tensor.dtype}[{sizes}]'
+    return describe_tensor(tensor.dtype, tensor.shape)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vla_policy_ros.core.errors import ConfigurationError
+from vla_policy_ros.core.specs import describe_tensor
 
 Dims = Sequence[int | str | None]
 
@@ -19,4 +20,4 @@ def misfit(
 
 def describe(name: str, dtype: str, shape: Dims) -> str:
     """Return a tensor as text; a free dimension is its symbol or a star."""
-    return f'{name!r}: {dtype}[{", ".join("*" if size is None else str(size) for size in shape)}]'
+    return f'{name!r}: {describe_tensor(dtype, shape)}'

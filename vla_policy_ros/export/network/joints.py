@@ -126,15 +126,18 @@ class _Graph:
         self._constants: list[Any] = []
 
     def add_input(self, spec: TensorSpec) -> str:
+        """Return the name of an input of the graph, which may be asked for again."""
         self._inputs[spec.name] = spec  # one tensor may feed several inputs
         return spec.name
 
     def add_constant(self, values: Sequence[int]) -> str:
+        """Return the name of a new constant of int64."""
         name = f'constant_{len(self._constants)}'
         self._constants.append(numpy_helper.from_array(np.array(values, np.int64), name))
         return name
 
     def add(self, operator: str, inputs: Sequence[str], **attributes: int) -> str:
+        """Return the name of a new operator's result."""
         name = f'value_{len(self._nodes)}'
         self._nodes.append(helper.make_node(operator, list(inputs), [name], name, **attributes))
         return name
@@ -145,6 +148,7 @@ class _Graph:
         self._nodes[-1].output[0] = spec.name
 
     def save(self, path: Path, title: str) -> None:
+        """Write the file and hold it against the rules of ONNX."""
         inputs = [_value(spec) for spec in self._inputs.values()]
         outputs = [_value(spec) for spec in self._outputs]
         graph = helper.make_graph(self._nodes, title, inputs, outputs, self._constants)
