@@ -8,13 +8,8 @@ from typing import Any
 
 from vla_policy_ros.core.specs import Array
 from vla_policy_ros.export.lerobot.checkpoint import STATE, Checkpoint
-from vla_policy_ros.export.lerobot.plan import (
-    STATE_TENSOR,
-    Plan,
-    Reference,
-    library_inputs,
-    observation_examples,
-)
+from vla_policy_ros.export.lerobot.plan import Plan, library_inputs, observation_examples
+from vla_policy_ros.export.traced_policy import STATE_TENSOR, Reference
 from vla_policy_ros.export.tracing import TracedStage, require_torch
 
 _ACTION = 'action'

@@ -9,13 +9,8 @@ from typing import Any
 
 from vla_policy_ros.core.specs import Array
 from vla_policy_ros.export.lerobot.checkpoint import STATE, Checkpoint
-from vla_policy_ros.export.lerobot.plan import (
-    Plan,
-    Reference,
-    library_inputs,
-    observation_examples,
-    random_values,
-)
+from vla_policy_ros.export.lerobot.plan import Plan, library_inputs, observation_examples
+from vla_policy_ros.export.traced_policy import Reference, random_values
 from vla_policy_ros.export.tracing import TracedStage, as_module, require_torch
 
 _CONTEXT, _SAMPLE, _NOISE, _TIMESTEP = 'context', 'sample', 'prediction', 'timestep'

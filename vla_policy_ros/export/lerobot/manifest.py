@@ -16,7 +16,8 @@ from vla_policy_ros.datasets.lerobot_columns import make_cameras
 from vla_policy_ros.datasets.lerobot_info import Feature
 from vla_policy_ros.datasets.naming import make_column
 from vla_policy_ros.export.lerobot.checkpoint import Checkpoint, ImageFeature, VectorFeature
-from vla_policy_ros.export.lerobot.plan import STATE_TENSOR, Plan, image_tensor
+from vla_policy_ros.export.lerobot.plan import Plan
+from vla_policy_ros.export.traced_policy import STATE_TENSOR, image_tensor
 
 STATISTICS, TOKENIZER = 'statistics.json', 'tokenizer.json'
 _STATE, _ACTION = 'state', 'action'

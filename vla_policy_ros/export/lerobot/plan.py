@@ -7,48 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from vla_policy_ros.core.specs import Array
 from vla_policy_ros.export.lerobot.checkpoint import Checkpoint
+from vla_policy_ros.export.traced_policy import (
+    STATE_TENSOR,
+    Reference,
+    Words,
+    image_tensor,
+    random_values,
+)
 from vla_policy_ros.export.tracing import TracedStage, require_torch
-
-STATE_TENSOR = 'state'
-"""Pool tensor of the state."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What the library's own code makes of an observation's tensors.
-
-    Attributes:
-        noise: (n, K, W) float32, the noise it drew; None for none.
-        output: (1, K, W) float32 action tensor, still normalised.
-    """
-
-    noise: Array | None
-    output: Array
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Words:
-    """How words become tokens; see `instruction` in bundle.yaml.
-
-    Attributes:
-        tokens: Pool tensor of the ids.
-        mask: Pool tensor of the mask.
-        max_tokens: Most tokens.
-        pad_token: Token used for padding.
-        template: Text around the instruction.
-        tokenizer: The tokenizer's file.
-    """
-
-    tokens: str
-    mask: str
-    max_tokens: int
-    pad_token: str
-    template: str
-    tokenizer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,11 +50,6 @@ class Plan:
     words: Words | None = None
 
 
-def image_tensor(index: int) -> str:
-    """Return the pool tensor of a camera by its place in the checkpoint."""
-    return f'image_{index}'
-
-
 def observation_examples(
     checkpoint: Checkpoint, *, steps: int, crop: tuple[int, int] | None, squeeze_state: bool
 ) -> dict[str, Array]:
@@ -107,8 +70,3 @@ def library_inputs(checkpoint: Checkpoint, tensors: Mapping[str, Array]) -> tupl
         torch.from_numpy(tensors[image_tensor(index)]) for index in range(len(checkpoint.images))
     ]
     return images, torch.from_numpy(tensors[STATE_TENSOR])
-
-
-def random_values(shape: tuple[int, ...]) -> Array:
-    """Return the same N(0, 1) float32 values for every call of a shape."""
-    return np.random.default_rng(0).standard_normal(shape, np.float32)

@@ -12,21 +12,14 @@ from vla_policy_ros.core.errors import BundleError
 from vla_policy_ros.core.specs import Array
 from vla_policy_ros.export.lerobot.checkpoint import CONFIG, STATE, Checkpoint, ImageFeature
 from vla_policy_ros.export.lerobot.faults import bad_checkpoint
-from vla_policy_ros.export.lerobot.plan import (
-    STATE_TENSOR,
-    Plan,
-    Reference,
-    Words,
-    library_inputs,
-    observation_examples,
-    random_values,
-)
+from vla_policy_ros.export.lerobot.plan import Plan, library_inputs, observation_examples
 from vla_policy_ros.export.lerobot.processors import TOKENIZER_STEP
 from vla_policy_ros.export.lerobot.smolvla_network import (
     SmolVla,
     encode_images,
     find_patch_places,
 )
+from vla_policy_ros.export.traced_policy import STATE_TENSOR, Reference, Words, random_values
 from vla_policy_ros.export.tracing import TracedStage, as_module, require_torch
 
 NEWLINE_STEP = 'smolvla_new_line_processor'

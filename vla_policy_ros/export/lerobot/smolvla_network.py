@@ -19,10 +19,17 @@ from typing import Any
 import numpy as np
 
 from vla_policy_ros.core.specs import Array
+from vla_policy_ros.export.attention import (
+    attend,
+    hide,
+    join_heads,
+    make_rotation,
+    rotate,
+    split_heads,
+)
 from vla_policy_ros.export.tracing import require_torch
 
 _MAX_WAVELENGTH = 10_000  # LeRobot's own rotary embedding, whatever rope_theta the language model was trained with
-_HIDDEN = -3e4  # no score comes near it, and 16 bits hold it
 _TIME_BITS = 11
 
 
@@ -77,25 +84,25 @@ class SmolVla:
         torch = require_torch()
         hidden = self._embed_prefix(images, tokens, state)
         turn = self._rotation(self._prefix_places(mask))
-        hiding = _hide(self._prefix_sight(mask))
+        hiding = hide(self._prefix_sight(mask))
         experts = {expert.vlm_index: expert for expert in self._experts}
         memory = []
         for index in range(max(experts) + 1):
             layer = self._text.layers[index]
             normed = layer.input_layernorm(hidden)
             queries, keys, values = (
-                _split_heads(project(normed), layer)
+                split_heads(project(normed), layer.self_attn.head_dim)
                 for project in (
                     layer.self_attn.q_proj,
                     layer.self_attn.k_proj,
                     layer.self_attn.v_proj,
                 )
             )
-            keys = _rotate(keys, turn)
+            keys = rotate(keys, turn)
             if index in experts:
                 memory += _as_expert_sees(experts[index], keys, values)
             if index < max(experts):
-                seen = _attend(_rotate(queries, turn), keys, values, hiding)
+                seen = attend(rotate(queries, turn), keys, values, hiding)
                 hidden = _finish_layer(layer, hidden, seen)
         return torch.stack(memory, dim=1)
 
@@ -118,19 +125,22 @@ class SmolVla:
         own, behind = self._rotation(steps), self._rotation(steps + known.sum())
         prefix = known.expand(len(steps), -1)
         earlier = torch.ones(len(steps), len(steps), dtype=torch.bool).tril()
-        hiding, hiding_all = _hide(prefix), _hide(torch.cat([prefix, earlier], dim=1))
+        hiding, hiding_all = hide(prefix), hide(torch.cat([prefix, earlier], dim=1))
         for place, expert in enumerate(self._experts):
             layer, attention = expert.layer, expert.layer.self_attn
             keys, values = memory[:, 2 * place], memory[:, 2 * place + 1]
             normed = layer.input_layernorm(hidden)
-            queries = _split_heads(attention.q_proj(normed), layer)
+            queries = split_heads(attention.q_proj(normed), attention.head_dim)
             if expert.sees_actions:
-                new_keys = _rotate(_split_heads(attention.k_proj(normed), layer), behind)
-                keys = torch.cat([keys, new_keys], dim=2)
-                values = torch.cat([values, _split_heads(attention.v_proj(normed), layer)], dim=2)
-                seen = _attend(_rotate(queries, behind), keys, values, hiding_all)
+                new_keys, new_values = (
+                    split_heads(project(normed), attention.head_dim)
+                    for project in (attention.k_proj, attention.v_proj)
+                )
+                keys = torch.cat([keys, rotate(new_keys, behind)], dim=2)
+                values = torch.cat([values, new_values], dim=2)
+                seen = attend(rotate(queries, behind), keys, values, hiding_all)
             else:
-                seen = _attend(_rotate(queries, own), keys, values, hiding)
+                seen = attend(rotate(queries, own), keys, values, hiding)
             hidden = _finish_layer(layer, hidden, seen)
         return self._model.action_out_proj(self._joint.lm_expert.norm(hidden))
 
@@ -173,12 +183,7 @@ class SmolVla:
         return sight & known
 
     def _rotation(self, places: Any) -> tuple[Any, Any]:
-        """Return cosine and sine of the rotary embedding (Su et al. 2021, arXiv 2104.09864), (n, H / 2) each."""
-        torch = require_torch()
-        size = self._text.config.head_dim
-        exponents = (2.0 / size) * torch.arange(size // 2, dtype=torch.float32)
-        angles = places[:, None].to(torch.float32) / _MAX_WAVELENGTH**exponents
-        return torch.cos(angles), torch.sin(angles)
+        return make_rotation(places, self._text.config.head_dim, max_wavelength=_MAX_WAVELENGTH)
 
     def _embed_sample(self, sample: Any, timestep: Any) -> Any:
         torch, model = require_torch(), self._model
@@ -206,40 +211,9 @@ def _as_expert_sees(expert: ExpertLayer, keys: Any, values: Any) -> list[Any]:
         return [keys, values]
     attention = expert.layer.self_attn
     return [
-        _split_heads(project(_join_heads(part)), expert.layer)
+        split_heads(project(join_heads(part)), attention.head_dim)
         for project, part in ((attention.k_proj, keys), (attention.v_proj, values))
     ]
-
-
-def _split_heads(values: Any, layer: Any) -> Any:
-    """Turn (1, n, heads * H) into (1, heads, n, H)."""
-    return values.unflatten(2, (-1, layer.self_attn.head_dim)).transpose(1, 2)
-
-
-def _join_heads(values: Any) -> Any:
-    """Turn (1, heads, n, H) into (1, n, heads * H)."""
-    return values.transpose(1, 2).flatten(2)
-
-
-def _rotate(values: Any, turn: tuple[Any, Any]) -> Any:
-    """Turn the pairs (i, i + H / 2) of (1, heads, n, H)."""
-    torch = require_torch()
-    cosine, sine = turn
-    first, second = values.chunk(2, dim=3)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=3)
-
-
-def _attend(queries: Any, keys: Any, values: Any, hiding: Any) -> Any:
-    """Return (1, n, heads * H); several heads of queries share a head of keys. `hiding` is added to the scores."""
-    shared = queries.shape[1] // keys.shape[1]
-    keys, values = (part.repeat_interleave(shared, dim=1) for part in (keys, values))
-    scores = queries @ keys.transpose(2, 3) * queries.shape[3] ** -0.5
-    return _join_heads((scores + hiding).softmax(dim=3) @ values)
-
-
-def _hide(visible: Any) -> Any:
-    """Return what is added to the scores of (rows, columns) bool, as (1, 1, rows, columns)."""
-    return require_torch().where(visible, 0.0, _HIDDEN)[None, None]
 
 
 def _finish_layer(layer: Any, hidden: Any, seen: Any) -> Any:
