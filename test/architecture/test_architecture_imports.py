@@ -15,6 +15,7 @@ HEAVY = {
     'cv2',
     'onnx',
     'onnxruntime',
+    'onnxslim',
     'pyarrow',
     'pycuda',
     'openvino',
@@ -29,7 +30,15 @@ HEAVY = {
     'yaml',
 }
 SCHEMA = {'pydantic', 'yaml'}
-GPU = {'cuda', 'openvino', 'pycuda', 'tensorrt', 'tensorrt_rtx', 'torch'}  # never at import
+GPU = {
+    'cuda',
+    'onnxslim',
+    'openvino',
+    'pycuda',
+    'tensorrt',
+    'tensorrt_rtx',
+    'torch',
+}  # never at import
 NEEDS = {
     'core': set(),
     'scheduling': set(),

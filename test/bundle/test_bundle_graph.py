@@ -14,6 +14,7 @@ ENCODER = ModelFacts(
     (ModelTensor('state', 'float32', ('n', 1, 3)), ModelTensor('gain', 'float32', (1,))),
     (ModelTensor('context', 'float32', ('n', 1, 3)),),
     (),
+    18,
 )
 VELOCITY = ModelFacts(
     (
@@ -23,11 +24,13 @@ VELOCITY = ModelFacts(
     ),
     (ModelTensor('velocity', 'float32', ('n', 'rows', 3)),),
     (),
+    18,
 )
 DECODER = ModelFacts(
     (ModelTensor('sample', 'float32', ('n', 'rows', 3)),),
     (ModelTensor('action', 'float32', ('n', 'rows', 3)),),
     (),
+    18,
 )
 
 
@@ -44,7 +47,7 @@ def changed(model, **tensors):
             ModelTensor(v.name, *tensors[v.name]) if v.name in tensors else v for v in kept
         )
 
-    return ModelFacts(replace(model.inputs), replace(model.outputs), ())
+    return ModelFacts(replace(model.inputs), replace(model.outputs), (), 18)
 
 
 def test_sound_stages_fix_every_shape():
@@ -75,7 +78,7 @@ def test_cameras_state_and_words_have_the_documented_shapes():
     document['state'].update(pad_to=10)
     document['cameras'][0].update(layout='hwc', dtype='uint8')
     document['stages'][0]['inputs'] = {}
-    tensors, _ = join(document, (ModelFacts((), (), ()),))
+    tensors, _ = join(document, (ModelFacts((), (), (), 18),))
     assert tensors['image'].shape == (1, 2, 8, 8, 3)
     assert tensors['image'].dtype == 'uint8'
     assert tensors['state'].shape == (1, 1, 10)
@@ -83,7 +86,7 @@ def test_cameras_state_and_words_have_the_documented_shapes():
     document['cameras'][0].update(layout='chw')
     document['state'].update(pad_to=None, squeeze=True)
     document['state']['groups'][0].update(normalization='sin_cos')
-    tensors, _ = join(document, (ModelFacts((), (), ()),))
+    tensors, _ = join(document, (ModelFacts((), (), (), 18),))
     assert tensors['image'].shape == (1, 6, 8, 8)
     assert tensors['state'].shape == (1, 6)
 
@@ -98,7 +101,7 @@ def test_patches_and_bfloat16_go_into_a_network_that_takes_them():
         ModelTensor('gain', 'bfloat16', (1,)),
     )
     action = ModelTensor('action', 'float32', (1, 4, 3))
-    tensors, faults = join(document, (ModelFacts(inputs, (action,), ()),))
+    tensors, faults = join(document, (ModelFacts(inputs, (action,), (), 18),))
     assert faults == []
     assert (tensors['image'].shape, tensors['image'].dtype) == ((1, 8, 96), 'bfloat16')
     assert tensors['gain'].empty().dtype == np.dtype('bfloat16')

@@ -3,6 +3,7 @@
 
 from contextlib import closing
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,15 @@ from support.bundles import save_doubler, save_model
 
 from vla_policy_ros.core.errors import EngineError, GpuError, SpecMismatchError
 from vla_policy_ros.engines import onnxruntime as ort
+from vla_policy_ros.engines.plans import PlanStore, network_hash
 from vla_policy_ros.engines.registry import engine_memory, load_engine
 from vla_policy_ros.engines.settings import EngineSettings
 
 HAS_TORCH = find_spec('torch') is not None
-HAS_CUDA_PROVIDER = 'CUDAExecutionProvider' in ort.onnxruntime.get_available_providers()
+PROVIDERS = ort.onnxruntime.get_available_providers()
+HAS_CUDA_PROVIDER = 'CUDAExecutionProvider' in PROVIDERS
+HAS_TENSORRT_PROVIDER = 'TensorrtExecutionProvider' in PROVIDERS
+HAS_TORCH_TENSORRT = find_spec('torch_tensorrt') is not None
 TORCH = pytest.mark.skipif(not HAS_TORCH, reason='torch is not installed')
 ENGINES = [
     pytest.param('torch', marks=TORCH),
@@ -25,6 +30,14 @@ ENGINES = [
     pytest.param(
         'onnxruntime_cuda',
         marks=pytest.mark.skipif(not HAS_CUDA_PROVIDER, reason='no CUDA provider'),
+    ),
+    pytest.param(
+        'onnxruntime_tensorrt',
+        marks=pytest.mark.skipif(not HAS_TENSORRT_PROVIDER, reason='no TensorRT provider'),
+    ),
+    pytest.param(
+        'torch_tensorrt',
+        marks=pytest.mark.skipif(not HAS_TORCH_TENSORRT, reason='no Torch-TensorRT'),
     ),
 ]
 TORCH_ENGINES = ENGINES[:2]
@@ -47,18 +60,28 @@ def test_no_driver_is_told(tmp_path, monkeypatch):
         raise GpuError('driver', got='none', expected='one', next_step='Go.', code='no_driver')
 
     monkeypatch.setattr(ort, 'require_driver', refuse)
-    assert engine_memory('onnxruntime_cuda') == 'device'
-    with pytest.raises(GpuError) as caught:
-        load_engine('onnxruntime_cuda', save_doubler(tmp_path / 'doubler.onnx'))
-    assert caught.value.code == 'no_driver'
+    for name in ('onnxruntime_cuda', 'onnxruntime_tensorrt'):
+        assert engine_memory(name) == 'device'
+        with pytest.raises(GpuError) as caught:
+            load_engine(name, save_doubler(tmp_path / 'doubler.onnx'))
+        assert caught.value.code == 'no_driver'
 
 
 @pytest.mark.skipif(HAS_CUDA_PROVIDER, reason='there is a CUDA provider')
-def test_missing_provider_is_told(tmp_path, with_driver):
-    settings = EngineSettings(stream=1)
-    with pytest.raises(EngineError, match='pip install onnxruntime-gpu') as caught:
-        ort.OnnxRuntimeCudaEngine(save_doubler(tmp_path / 'doubler.onnx'), settings=settings)
+@pytest.mark.parametrize(
+    ('name', 'told'),
+    [
+        ('onnxruntime_cuda', r'expected CUDAExecutionProvider, and the CUDA'),
+        ('onnxruntime_tensorrt', r'expected TensorrtExecutionProvider, and the TensorRT'),
+    ],
+)
+def test_missing_provider_is_told(tmp_path, with_driver, name, told):
+    settings = EngineSettings(stream=1, plan_folder=tmp_path / 'plans')
+    with pytest.raises(EngineError, match=f'engine {name}: .*{told}') as caught:
+        load_engine(name, save_doubler(tmp_path / 'doubler.onnx'), settings=settings)
     assert caught.value.code == 'no_provider'
+    assert 'pip install onnxruntime-gpu' in str(caught.value)
+    assert not (tmp_path / 'plans').exists()
 
 
 class FakeSession:
@@ -101,9 +124,8 @@ def ort_session(path):
 @pytest.fixture
 def fake_cuda(monkeypatch, with_driver):
     """ONNX Runtime as if its CUDA provider were there."""
-    monkeypatch.setattr(
-        ort.onnxruntime, 'get_available_providers', lambda: ['CUDAExecutionProvider']
-    )
+    providers = ['TensorrtExecutionProvider', 'CUDAExecutionProvider', 'CPUExecutionProvider']
+    monkeypatch.setattr(ort.onnxruntime, 'get_available_providers', lambda: providers)
     monkeypatch.setattr(ort.onnxruntime, 'InferenceSession', FakeSession)
 
 
@@ -142,6 +164,67 @@ def test_bfloat16_is_bound_by_the_number_of_onnx(tmp_path, fake_cuda):
     assert engine.inputs[0].dtype == 'bfloat16'
     engine.bind({name: FakeTensor((2,), 'bfloat16') for name in 'xy'})
     assert {place[3] for place in engine._session.bound} == {16}
+
+
+def load_tensorrt(path, plans, stream=77):
+    settings = EngineSettings(stream=stream, plan_folder=plans)
+    return load_engine('onnxruntime_tensorrt', path, settings=settings)
+
+
+def test_tensorrt_in_onnx_runtime_keeps_what_it_builds_for_each_network(
+    tmp_path, fake_cuda, caplog
+):
+    plans = tmp_path / 'plans'
+    path = save_scaled(tmp_path / 'scaled.onnx', 2)
+    session = load_tensorrt(path, plans)._session
+    (first, facts), cuda = session.providers
+    place = {'device_id': '0', 'user_compute_stream': '77'}
+    assert cuda == ('CUDAExecutionProvider', place)  # for the nodes that TensorRT does not take
+    assert first == 'TensorrtExecutionProvider'
+    kept = Path(facts.pop('trt_engine_cache_path'))
+    assert facts == {
+        **place,
+        'trt_engine_cache_enable': 'True',
+        'trt_timing_cache_enable': 'True',
+        'trt_timing_cache_path': str(plans),
+    }
+    assert kept == plans / network_hash(path) / 'onnxruntime'
+    assert 'scaled.onnx: ONNX Runtime builds engines' in caplog.text
+    caplog.clear()
+    (kept / 'TensorrtExecutionProvider_1.engine').touch()
+    load_tensorrt(path, plans)
+    assert not caplog.text
+    # The library does not look at weights: another network of the same names must not find the engine.
+    other = load_tensorrt(save_scaled(tmp_path / 'scaled.onnx', 3), plans)._session
+    assert Path(other.providers[0][1]['trt_engine_cache_path']) != kept
+    assert 'builds engines' in caplog.text
+    assert PlanStore(plans).plans(network_hash(path)) == []
+
+
+def test_tensorrt_in_onnx_runtime_runs_on_the_callers_stream(tmp_path, fake_cuda):
+    engine = load_tensorrt(save_doubler(tmp_path / 'doubler.onnx'), tmp_path / 'plans')
+    execution = engine.bind({name: FakeTensor((2, 3)) for name in 'xy'})
+    execution.enqueue(77)
+    assert engine._session.runs == ['1']
+    with pytest.raises(EngineError) as caught:
+        load_tensorrt(save_doubler(tmp_path / 'doubler.onnx'), tmp_path / 'plans', stream=0)
+    assert caught.value.code == 'wrong_stream'
+
+
+def test_cuda_in_the_place_of_tensorrt_is_told(tmp_path, fake_cuda, monkeypatch):
+    # What the library does when TensorRT's libraries are missing.
+    monkeypatch.setattr(FakeSession, 'get_providers', lambda _: ['CUDAExecutionProvider'])
+    with pytest.raises(EngineError, match=r'does not start.*LD_LIBRARY_PATH') as caught:
+        load_tensorrt(save_doubler(tmp_path / 'doubler.onnx'), tmp_path / 'plans')
+    assert caught.value.code == 'no_provider'
+
+
+def save_scaled(path, factor):
+    """Write y = x * factor of 3 values."""
+    nodes = [helper.make_node('Mul', ['x', 'factor'], ['y'])]
+    shape = [1, 3]
+    weights = {'factor': np.array([factor], np.float32)}
+    return save_model(path, nodes, [('x', 'FLOAT', shape)], [('y', 'FLOAT', shape)], weights)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +270,8 @@ def load(device):
 
     def load_around(name, path):
         stream = device.new_stream()
-        engine = load_engine(name, path, settings=EngineSettings(stream=stream.handle))
+        settings = EngineSettings(stream=stream.handle, plan_folder=path.parent / 'plans')
+        engine = load_engine(name, path, settings=settings)
         around = ArrayEngine(engine, device)
         around._stream = stream
         opened.append(around)

@@ -44,7 +44,19 @@ def test_unknown_engine_is_told_what_exists(tmp_path):
     [
         ('onnxruntime', 'onnxruntime', 'onnxruntime', 'pip install onnxruntime`'),
         ('onnxruntime_cuda', 'onnxruntime', 'onnxruntime', 'pip install onnxruntime-gpu'),
+        (
+            'onnxruntime_tensorrt',
+            'onnxruntime_tensorrt',
+            'onnxruntime',
+            'pip install onnxruntime-gpu',
+        ),
         ('torch', 'torch', 'torch', 'pip install torch'),
+        (
+            'torch_tensorrt',
+            'torch_tensorrt',
+            'torch_tensorrt',
+            'pip install torch_tensorrt',
+        ),
         ('torch_compile', 'torch', 'torch', 'pip install torch'),
         ('torch_cpu', 'torch', 'torch', 'pip install torch'),
         ('openvino', 'openvino', 'openvino', 'pip install openvino'),
@@ -54,7 +66,8 @@ def test_unknown_engine_is_told_what_exists(tmp_path):
 def test_missing_library_is_told_how_to_install(
     tmp_path, monkeypatch, name, module, library, remedy
 ):
-    monkeypatch.delitem(sys.modules, f'vla_policy_ros.engines.{module}', raising=False)
+    for loaded in {module, 'onnxruntime'}:  # others build on it
+        monkeypatch.delitem(sys.modules, f'vla_policy_ros.engines.{loaded}', raising=False)
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingDependencyError, match=remedy) as caught:
         load_engine(name, tmp_path / 'doubler.onnx')

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import contextlib
+import sys
 import threading
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,8 +124,17 @@ def test_threads_are_passed_on(tmp_path, monkeypatch):
     assert asked == [2]
 
 
-@pytest.mark.parametrize('name', ['torch', 'torch_compile'])
-def test_gpu_engines_say_what_is_missing(tmp_path, name):
+@pytest.fixture
+def fake_torch_tensorrt(monkeypatch):
+    """An empty library in the place of Torch-TensorRT; our module that imports it is gone afterwards, too."""
+    monkeypatch.setitem(sys.modules, 'torch_tensorrt', ModuleType('torch_tensorrt'))
+    ours = 'vla_policy_ros.engines.torch_tensorrt'
+    monkeypatch.setitem(sys.modules, ours, ModuleType(ours))
+    del sys.modules[ours]
+
+
+@pytest.mark.parametrize('name', ['torch', 'torch_compile', 'torch_tensorrt'])
+def test_gpu_engines_say_what_is_missing(tmp_path, fake_torch_tensorrt, name):
     if find_driver():
         pytest.skip('there is a driver')
     assert engine_memory(name) == 'device'
@@ -274,3 +284,21 @@ def test_the_minutes_of_compiling_are_told(monkeypatch, caplog):
     assert engine._finish('module') == 'module'
     assert 'head.onnx' in caplog.text
     assert 'minutes' in caplog.text
+
+
+def test_torch_tensorrt_compiles_the_same_module_and_never_falls_back(
+    monkeypatch, fake_torch_tensorrt
+):
+    from vla_policy_ros.engines.torch_tensorrt import TorchTensorRTEngine
+
+    told = {}
+    monkeypatch.setattr(torch, 'compile', lambda module, **words: told.update(words) or module)
+    engine = object.__new__(TorchTensorRTEngine)
+    engine._name = 'head.onnx'
+    assert engine._finish('module') == 'module'
+    assert told == {
+        'backend': 'torch_tensorrt',
+        'options': {'pass_through_build_failures': True},
+        'fullgraph': True,
+        'dynamic': False,
+    }

@@ -101,7 +101,8 @@ def test_a_pose_regressor_gives_the_actions_of_pytorch(tmp_path, export, suffix,
     module, color = Pose(returns), (200, 90, 30)
     network = save(tmp_path / f'pose{suffix}', module, (torch.zeros(1, 3, HEIGHT, WIDTH),))
     proven = export(network, pose_description(geometry=SIZE))
-    assert max(p.max_error for p in (*proven.stages.values(), proven.policy)) < 1e-5
+    assert max(stage.parity.max_error for stage in proven.stages.values()) < 1e-5
+    assert proven.policy.max_error < 1e-5
     with closing(EnginePolicy(proven.bundle)) as policy:
         actions = policy.infer(observe(proven.bundle, {'wrist': color})).actions
     with torch.no_grad():

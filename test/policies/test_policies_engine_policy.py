@@ -264,7 +264,7 @@ def test_calls_after_close_are_refused(plain):
         ({'engine': 'warp'}, 'unknown_engine', 'one of onnxruntime'),
         ({'preprocess': 'warp'}, 'unknown_preprocess', 'one of cpu, gpu'),
         ({'jpeg': 'warp'}, 'unknown_jpeg', 'one of cpu, nvjpeg'),
-        ({'preprocess': 'gpu'}, 'needs_device_engine', 'onnxruntime_cuda, tensorrt'),
+        ({'preprocess': 'gpu'}, 'needs_device_engine', 'onnxruntime_cuda, onnxruntime_tensorrt'),
         ({'engine': 'tensorrt', 'jpeg': 'nvjpeg'}, 'needs_gpu_preprocess', 'preprocess: gpu'),
     ],
 )

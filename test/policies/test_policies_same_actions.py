@@ -28,7 +28,9 @@ ENGINES = [
     'openvino_npu',
     'torch_cpu',
     pytest.param('onnxruntime_cuda', marks=pytest.mark.gpu),
+    pytest.param('onnxruntime_tensorrt', marks=pytest.mark.gpu),
     pytest.param('torch', marks=pytest.mark.gpu),
+    pytest.param('torch_tensorrt', marks=pytest.mark.gpu),
     pytest.param('tensorrt', marks=[pytest.mark.gpu, pytest.mark.tensorrt]),
 ]
 PRECISIONS = {'openvino_npu': 'fp16'}  # what it computes in; all others in fp32

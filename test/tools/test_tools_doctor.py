@@ -11,6 +11,7 @@ from vla_policy_ros.core.errors import BundleError
 from vla_policy_ros.deployment.config import CameraSource, JointSource
 from vla_policy_ros.engines.plan_facts import BuildOptions, Gpu, Machine, PlanKey
 from vla_policy_ros.engines.plans import PlanStore, network_hash
+from vla_policy_ros.engines.registry import ENGINES
 from vla_policy_ros.gpu.driver import find_driver
 from vla_policy_ros.gpu.listing import GpuFacts
 from vla_policy_ros.sample import sample_bundle_path
@@ -68,6 +69,7 @@ def test_report_in_words(cli, trials, caches):
     [
         (['--engine', 'onnxruntime'], {'ONNX Runtime'}),
         (['--engine', 'torch_cpu'], {'PyTorch'}),
+        (['--engine', 'torch_tensorrt'], {'PyTorch', 'Torch-TensorRT', 'PyCUDA'}),
         (['--engine', 'openvino'], {'OpenVINO'}),
         (['--preprocess', 'gpu'], {'PyCUDA', 'CUDA bindings', 'NVRTC'}),
         (['--engine', 'tensorrt'], {'TensorRT', 'PyCUDA', 'CUDA bindings'}),
@@ -89,6 +91,21 @@ def test_what_is_there_passes(cli, trials, caches):
     assert result.status == 0
     assert 'sample-pick' in by_name_of(result)['bundle']['found']
     assert by_name_of(result)['ONNX Runtime CUDA']['state'] == 'missing'
+
+
+def test_providers_of_onnx_runtime_are_engines_of_their_own(cli, trials, caches):
+    providers = ['TensorrtExecutionProvider', 'CPUExecutionProvider']
+    trials['onnxruntime'] = Trial({'version': '1.31', 'providers': providers})
+    result = cli('doctor', '--json', '--engine', 'onnxruntime_tensorrt')
+    checks = by_name_of(result)
+    assert checks['ONNX Runtime TensorRT']['state'] == 'ok'
+    assert checks['ONNX Runtime TensorRT']['needed']
+    assert checks['ONNX Runtime CUDA']['state'] == 'missing'
+    assert not checks['ONNX Runtime CUDA']['needed']
+
+
+def test_every_engine_has_its_needs():
+    assert set(ENGINES) == set(doctor._ENGINE_NEEDS)
 
 
 def test_openvino_serves_the_devices_that_it_finds(cli, trials, caches):

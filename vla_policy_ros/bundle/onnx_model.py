@@ -22,11 +22,12 @@ class ModelTensor:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """Inputs and outputs of one ONNX file, and the names of the weight files it points to."""
+    """Inputs and outputs of one ONNX file, the names of the weight files it points to, and its version of the operators."""
 
     inputs: tuple[ModelTensor, ...]
     outputs: tuple[ModelTensor, ...]
     weight_files: tuple[str, ...]
+    opset: int
 
 
 def read_model(path: Path, where: str) -> ModelFacts:
@@ -51,6 +52,7 @@ def read_model(path: Path, where: str) -> ModelFacts:
         inputs=tuple(_tensor(v, where) for v in graph.input if v.name not in weights),
         outputs=tuple(_tensor(v, where) for v in graph.output),
         weight_files=tuple(sorted(set(_weight_files(model)))),
+        opset=next((int(o.version) for o in model.opset_import if not o.domain), 1),
     )
 
 

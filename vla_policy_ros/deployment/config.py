@@ -44,7 +44,8 @@ class PolicySettings(StrictModel):
     """Folder of the policy bundle, relative to this file; `sample` is the bundle that comes with the package."""
     engine: str = 'onnxruntime'
     """Engine that runs the stages: onnxruntime, openvino, torch_cpu on the CPU; openvino_gpu, openvino_npu; tensorrt,
-    tensorrt_rtx, onnxruntime_cuda, torch, torch_compile on an NVIDIA GPU; none holds the pose."""
+    tensorrt_rtx, onnxruntime_cuda, onnxruntime_tensorrt, torch, torch_compile, torch_tensorrt on an NVIDIA GPU;
+    none holds the pose."""
     preprocess: str = 'cpu'
     """Where images are preprocessed: `cpu`, or `gpu` with an engine on the GPU."""
     jpeg: Literal['cpu', 'nvjpeg'] = 'cpu'

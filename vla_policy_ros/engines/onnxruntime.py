@@ -54,7 +54,6 @@ _FAULTS: tuple[type[Exception], ...] = (
     RuntimeError,  # what a run with bound buffers raises
 )
 _FATAL_ONLY = 4  # every fault is raised as an exception: its log line would say it twice
-_CUDA = 'CUDAExecutionProvider'
 
 _Place = tuple[str, int, Any, list[int], int]
 
@@ -233,6 +232,11 @@ class OnnxRuntimeCudaEngine(_OnnxRuntimeBase):
 
     A node that would run on the CPU is refused at load, because every run would wait for copies.
 
+    Attributes:
+        NAME: Name of the engine.
+        PROVIDER: The library's provider that must start.
+        NEEDS: What that provider needs beside the library.
+
     Args:
         onnx_path: The ONNX file.
         settings: `stream` counts and must be given: the library orders all runs on the stream it is loaded for.
@@ -244,28 +248,31 @@ class OnnxRuntimeCudaEngine(_OnnxRuntimeBase):
             inputs or outputs of another element type than numpy's and bfloat16 (`unsupported_type`).
     """
 
+    NAME = 'onnxruntime_cuda'
+    PROVIDER = 'CUDAExecutionProvider'
+    NEEDS = 'the CUDA and cuDNN libraries it is made for'
+
     def __init__(self, onnx_path: Path, *, settings: EngineSettings = DEFAULT_SETTINGS) -> None:
         require_driver()
-        if _CUDA not in onnxruntime.get_available_providers():
-            raise _no_provider(', '.join(onnxruntime.get_available_providers()))
+        if self.PROVIDER not in onnxruntime.get_available_providers():
+            raise self._no_provider(', '.join(onnxruntime.get_available_providers()))
         if not settings.stream:
             raise _wrong_stream(onnx_path.name, settings.stream)
         self._stream = settings.stream
         self._device = current_index()
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry('session.disable_cpu_ep_fallback', '1')
-        facts = {'device_id': str(self._device), 'user_compute_stream': str(self._stream)}
         super().__init__(
             onnx_path,
             options,
-            [(_CUDA, facts)],
+            self._providers(onnx_path, settings),
             element_types=_DEVICE_TYPES,
-            expected='a network whose every node runs in the CUDA provider',
+            expected='a network whose every node runs on the GPU',
             next_step='Export the stage with fixed shapes, or run it with engine tensorrt or torch.',
         )
-        # The library goes on with the CPU when it cannot load CUDA or cuDNN.
-        if self._session.get_providers()[0] != _CUDA:
-            raise _no_provider('a provider that does not start')
+        # The library goes on with another provider when it cannot load what this one needs.
+        if self._session.get_providers()[0] != self.PROVIDER:
+            raise self._no_provider('a provider that does not start')
 
     def bind(
         self,
@@ -281,6 +288,24 @@ class OnnxRuntimeCudaEngine(_OnnxRuntimeBase):
         """
         return OnnxRuntimeCudaExecution(
             self._session, self._bind(tensors), tensors, self._name, stream=self._stream
+        )
+
+    def _providers(
+        self,
+        onnx_path: Path,  # noqa: ARG002 - for providers that keep what they make of it
+        settings: EngineSettings,
+    ) -> list[tuple[str, dict[str, str]]]:
+        """Return the providers that may run nodes, the first ones first, with their options."""
+        facts = {'device_id': str(self._device), 'user_compute_stream': str(settings.stream)}
+        return [(OnnxRuntimeCudaEngine.PROVIDER, facts)]
+
+    def _no_provider(self, got: str) -> EngineError:
+        return EngineError(
+            f'engine {self.NAME}',
+            got=f'{got} in ONNX Runtime {onnxruntime.__version__}',
+            expected=f'{self.PROVIDER}, and {self.NEEDS}',
+            next_step='Uninstall onnxruntime and run `pip install onnxruntime-gpu`.',
+            code='no_provider',
         )
 
     def _place(self, spec: TensorSpec, tensor: Tensor) -> _Place:
@@ -301,16 +326,6 @@ def _spec(value: Any, network: str, element_types: Mapping[str, str]) -> TensorS
         )
     shape = tuple(size if isinstance(size, int) else None for size in value.shape)
     return TensorSpec(value.name, shape, dtype)
-
-
-def _no_provider(got: str) -> EngineError:
-    return EngineError(
-        'engine onnxruntime_cuda',
-        got=f'{got} in ONNX Runtime {onnxruntime.__version__}',
-        expected=f'{_CUDA}, and the CUDA and cuDNN libraries it is made for',
-        next_step='Uninstall onnxruntime and run `pip install onnxruntime-gpu`.',
-        code='no_provider',
-    )
 
 
 def _wrong_stream(network: str, stream: int) -> EngineError:

@@ -28,8 +28,10 @@ class _Entry:
 
 
 _ORT = 'vla_policy_ros.engines.onnxruntime'
+_ORT_TENSORRT = 'vla_policy_ros.engines.onnxruntime_tensorrt'
 _TENSORRT = 'vla_policy_ros.engines.tensorrt'
 _TORCH = 'vla_policy_ros.engines.torch'
+_TORCH_TENSORRT = 'vla_policy_ros.engines.torch_tensorrt'
 _OPENVINO = 'vla_policy_ros.engines.openvino'
 _ENTRIES = {
     'onnxruntime': _Entry(
@@ -37,6 +39,13 @@ _ENTRIES = {
     ),
     'onnxruntime_cuda': _Entry(
         _ORT, 'OnnxRuntimeCudaEngine', 'device', 'onnxruntime', 'pip install onnxruntime-gpu'
+    ),
+    'onnxruntime_tensorrt': _Entry(
+        _ORT_TENSORRT,
+        'OnnxRuntimeTensorRTEngine',
+        'device',
+        'onnxruntime',
+        'pip install onnxruntime-gpu',
     ),
     'openvino': _Entry(_OPENVINO, 'OpenVinoEngine', 'host', 'openvino', 'pip install openvino'),
     'openvino_gpu': _Entry(
@@ -53,6 +62,13 @@ _ENTRIES = {
     ),
     'torch': _Entry(_TORCH, 'TorchEngine', 'device', 'torch', 'pip install torch'),
     'torch_compile': _Entry(_TORCH, 'TorchCompileEngine', 'device', 'torch', 'pip install torch'),
+    'torch_tensorrt': _Entry(
+        _TORCH_TENSORRT,
+        'TorchTensorRTEngine',
+        'device',
+        'torch_tensorrt',
+        'pip install torch_tensorrt',
+    ),
     'torch_cpu': _Entry(_TORCH, 'TorchCpuEngine', 'host', 'torch', 'pip install torch'),
 }
 

@@ -21,6 +21,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -330,13 +331,19 @@ class TorchEngine(_TorchBase):
 
 
 class TorchCompileEngine(TorchEngine):
-    """The same, compiled by `torch.compile` in the first run, which takes up to minutes."""
+    """The same, compiled by `torch.compile` in the first run, which takes up to minutes.
+
+    Attributes:
+        COMPILER: What else `torch.compile` is told, as keywords.
+    """
+
+    COMPILER: Mapping[str, Any] = MappingProxyType({})
 
     def _finish(self, module: torch.fx.GraphModule) -> _Module:
         _LOG.warning(
             '%s: PyTorch compiles it in the first run, which may take minutes', self._name
         )
-        return torch.compile(module, fullgraph=True, dynamic=False)
+        return torch.compile(module, fullgraph=True, dynamic=False, **self.COMPILER)
 
 
 class _ArrayInterface:

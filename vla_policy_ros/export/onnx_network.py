@@ -27,6 +27,7 @@ from vla_policy_ros.core.specs import Array
 
 _LARGE_BYTES: Final = 4096  # smaller ones may be shapes, which type inference reads
 _ALIGNMENT: Final = 4096  # of weights in a data file, so that engines can map them
+_FLOATS: Final = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
 class OnnxNetwork:
@@ -116,9 +117,39 @@ class OnnxNetwork:
 
     def keep_weights(self, names: set[str]) -> None:
         """Remove all initialisers but those named."""
-        kept = [tensor for tensor in self.graph.initializer if tensor.name in names]
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(kept)
+        _keep(self.graph.initializer, lambda tensor: tensor.name in names)
+
+    def rewrite(self, change: Callable[[Any], Any]) -> None:
+        """Let a function write the nodes anew, out of reach of the weights.
+
+        Args:
+            change: Gets a model whose weights are inputs, so that it can neither read nor change nor copy them, and whose
+                other constants (whole numbers, single numbers) are initialisers; returns one with the same outputs. Inputs
+                that no node reads any more may be missing in it.
+        """
+        weights = {t.name: t for t in self.graph.initializer if self._is_weight(t)}
+        bare = onnx.ModelProto()
+        bare.CopyFrom(self.model)
+        inputs = {value.name for value in bare.graph.input}
+        _keep(bare.graph.initializer, lambda tensor: tensor.name not in weights)
+        bare.graph.input.extend(
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            for tensor in weights.values()
+            if tensor.name not in inputs
+        )
+        graph = change(bare).graph
+        read = {name for node in graph.node for name in node.input}
+        _keep(
+            self.graph.initializer, lambda tensor: tensor.name in weights and tensor.name in read
+        )
+        self.graph.initializer.extend(graph.initializer)
+        del self.graph.node[:]
+        self.graph.node.extend(graph.node)
+
+    def _is_weight(self, tensor: Any) -> bool:
+        return tensor.name in self._large or (
+            tensor.data_type in _FLOATS and int(np.prod(tensor.dims)) > 1
+        )
 
     def float_tensors(self) -> set[str]:
         """Return the names of all float32 tensors: inputs, outputs, initialisers and what nodes make.
@@ -214,6 +245,12 @@ def _whole(source: Any, folder: Path) -> Any:
 
 def _raw_bytes(source: Any, folder: Path) -> Array:
     return np.frombuffer(_whole(source, folder).raw_data, np.uint8)
+
+
+def _keep(tensors: Any, is_wanted: Callable[[Any], bool]) -> None:
+    kept = [tensor for tensor in tensors if is_wanted(tensor)]
+    del tensors[:]
+    tensors.extend(kept)
 
 
 def _empty(tensor: Any) -> None:

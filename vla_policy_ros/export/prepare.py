@@ -36,6 +36,7 @@ EIGHT_BIT: tuple[QuantizedPrecision, ...] = ('int8', 'fp8')
 _LACKING: Mapping[str, tuple[Precision, ...]] = {
     'onnxruntime': ('bf16',),
     'onnxruntime_cuda': ('fp8',),
+    'onnxruntime_tensorrt': ('fp8',),
 }
 
 
@@ -131,7 +132,7 @@ def choose_loader(
         raise ConfigurationError(
             'precision',
             got=f'{precision} on {engine}',
-            expected='another precision: ONNX Runtime lacks CPU kernels for bf16, and CUDA ones for fp8',
+            expected='another precision: ONNX Runtime lacks CPU kernels for bf16, and takes fp8 on no GPU',
             next_step='Use this precision on the engine it is meant for.',
             code='unsupported_precision',
         )

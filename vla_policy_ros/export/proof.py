@@ -9,21 +9,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import numpy as np
 
 from vla_policy_ros.bundle.bundle import Bundle
 from vla_policy_ros.bundle.limits import limit_for
-from vla_policy_ros.bundle.manifest import Precision
+from vla_policy_ros.bundle.manifest import Precision, Stage
+from vla_policy_ros.bundle.onnx_model import read_model
 from vla_policy_ros.bundle.probe import Probe, write_probe
 from vla_policy_ros.core.dataset import Dataset
-from vla_policy_ros.core.errors import BundleError, EngineError
+from vla_policy_ros.core.engine import Engine
+from vla_policy_ros.core.errors import BundleError, EngineError, MissingDependencyError
 from vla_policy_ros.core.frame import Frame, PreparedFrame
 from vla_policy_ros.core.observation import Observation
 from vla_policy_ros.core.specs import Array
+from vla_policy_ros.engines.registry import load_engine
+from vla_policy_ros.engines.settings import EngineSettings
 from vla_policy_ros.evaluation.parity import Parity, join_parities, measure_parity
 from vla_policy_ros.evaluation.sampling import sample_observations
+from vla_policy_ros.export.operators import count_operators
+from vla_policy_ros.export.simplify import replace_network, simplify_network
 from vla_policy_ros.policies.engine_policy import EnginePolicy
 from vla_policy_ros.policies.inputs import example_observation
 from vla_policy_ros.policies.stage_probe import StageProbe
@@ -48,17 +55,36 @@ class StageExample:
 
 
 @dataclass(frozen=True, slots=True)
+class StageProof:
+    """One stage of an exported bundle.
+
+    Attributes:
+        parity: How near it comes to the source, as it is in the bundle.
+        opset: Version of the standard operators.
+        nodes_before: Number of nodes before it was simplified.
+        nodes: Number of nodes in the bundle.
+        unsimplified: Why it was not simplified; empty when it was, or when there was nothing to simplify.
+    """
+
+    parity: Parity
+    opset: int
+    nodes_before: int
+    nodes: int
+    unsimplified: str = ''
+
+
+@dataclass(frozen=True, slots=True)
 class ProvenBundle:
     """An exported bundle, and how near it came.
 
     Attributes:
         bundle: The bundle.
-        stages: Each stage on the CPU against the source, by its name.
+        stages: Each stage, simplified, on the CPU against the source, by its name.
         policy: The whole policy against the source, on the probe.
     """
 
     bundle: Bundle
-    stages: Mapping[str, Parity]
+    stages: Mapping[str, StageProof]
     policy: Parity
 
 
@@ -123,8 +149,11 @@ def probe_observation(bundle: Bundle, dataset: Dataset | None) -> Observation:
 
 def compare_stages(
     bundle: Bundle, examples: Sequence[StageExample], *, source: str
-) -> dict[str, Parity]:
-    """Run every stage by itself on the values of its example.
+) -> dict[str, StageProof]:
+    """Simplify every stage, and run it by itself on the values of its example.
+
+    A stage that cannot be simplified, or computes something else then, stays as it was. The files of the bundle change:
+    `write_bundle` must follow.
 
     Args:
         bundle: The bundle.
@@ -132,18 +161,64 @@ def compare_stages(
         source: What the wanted outputs come from, for the error.
 
     Raises:
-        EngineError: A stage computes something else (`not_equal`).
+        EngineError: A stage computes something else, also as it was (`not_equal`).
     """
-    parities = {}
+    proofs = {}
     for stage, example in zip(bundle.manifest.stages, examples, strict=True):
-        with closing(StageProbe(bundle, stage, engine=ENGINE)) as probe:
-            outputs = probe.run(example.inputs)
-        parity = join_parities(
-            measure_parity(outputs[name], wanted) for name, wanted in example.outputs.items()
-        )
-        check_parity(stage.name, parity, [stage.precision], source=source)
-        parities[stage.name] = parity
-    return parities
+        path = bundle.folder / stage.onnx
+        nodes_before = _count_nodes(path)
+        parity, reason = _try_simplified(bundle, stage, example)
+        if parity is None:
+            parity = _measure_stage(bundle, stage, example, path)
+            check_parity(stage.name, parity, [stage.precision], source=source)
+        opset = read_model(path, str(path)).opset
+        proofs[stage.name] = StageProof(parity, opset, nodes_before, _count_nodes(path), reason)
+    return proofs
+
+
+def _try_simplified(
+    bundle: Bundle, stage: Stage, example: StageExample
+) -> tuple[Parity | None, str]:
+    """Put a simplified network in the place of a stage's if there is one that is as good.
+
+    Returns:
+        How near it comes to the source, None when the stage is as it was, and why it is.
+    """
+    path = bundle.folder / stage.onnx
+    with TemporaryDirectory(dir=bundle.folder) as folder:
+        simpler = Path(folder) / path.name
+        try:
+            if not simplify_network(path, simpler):
+                return None, ''
+            parity = _measure_stage(bundle, stage, example, simpler)
+        except MissingDependencyError as fault:
+            return None, f'{fault.got}. {fault.next_step}'
+        except EngineError as fault:
+            return None, fault.got
+        if not parity.is_within(limit_for([stage.precision])):
+            return None, (
+                'What onnxslim makes of it computes something else: '
+                f'cosine {parity.cosine:.6f}, maximum error {parity.max_error:.3g}.'
+            )
+        replace_network(path, simpler)
+    return parity, ''
+
+
+def _measure_stage(bundle: Bundle, stage: Stage, example: StageExample, path: Path) -> Parity:
+    """Run one file as a stage."""
+
+    def load(name: str, onnx_path: Path, *, settings: EngineSettings) -> Engine:  # noqa: ARG001
+        return load_engine(name, path, settings=settings)
+
+    with closing(StageProbe(bundle, stage, engine=ENGINE, load=load)) as probe:
+        outputs = probe.run(example.inputs)
+    return join_parities(
+        measure_parity(outputs[name], wanted) for name, wanted in example.outputs.items()
+    )
+
+
+def _count_nodes(path: Path) -> int:
+    return sum(count_operators(path).values())
 
 
 def prove_policy(

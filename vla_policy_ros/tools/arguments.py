@@ -164,8 +164,8 @@ def add_engine(parser: argparse.ArgumentParser, *, default: str) -> None:
         '--engine',
         default=default,
         metavar='E',
-        help='onnxruntime (the default), onnxruntime_cuda, tensorrt, tensorrt_rtx, torch, torch_compile, torch_cpu, '
-        'openvino, openvino_gpu, openvino_npu, or none for a policy that holds the pose',
+        help='onnxruntime (the default), onnxruntime_cuda, onnxruntime_tensorrt, tensorrt, tensorrt_rtx, torch, torch_compile, '
+        'torch_tensorrt, torch_cpu, openvino, openvino_gpu, openvino_npu, or none for a policy that holds the pose',
     )
 
 

@@ -46,10 +46,12 @@ _GPU = ('NVIDIA driver', 'PyCUDA', 'CUDA bindings')
 _ENGINE_NEEDS = {
     'onnxruntime': ('ONNX Runtime',),
     'onnxruntime_cuda': ('ONNX Runtime', 'ONNX Runtime CUDA', *_GPU),
+    'onnxruntime_tensorrt': ('ONNX Runtime', 'ONNX Runtime TensorRT', *_GPU),
     'tensorrt': ('TensorRT', *_GPU),
     'tensorrt_rtx': ('TensorRT-RTX', *_GPU),
     'torch': ('PyTorch', 'PyTorch on the GPU', *_GPU),
     'torch_compile': ('PyTorch', 'PyTorch on the GPU', *_GPU),
+    'torch_tensorrt': ('PyTorch', 'PyTorch on the GPU', 'Torch-TensorRT', *_GPU),
     'torch_cpu': ('PyTorch',),
     'openvino': ('OpenVINO',),
     'openvino_gpu': ('OpenVINO', 'OpenVINO GPU'),

@@ -89,10 +89,16 @@ _LIBRARIES = (
         'Run `pip install torch`, see https://pytorch.org/get-started.',
     ),
     _Library(
+        'Torch-TensorRT',
+        'torch_tensorrt',
+        'engine torch_tensorrt',
+        'Run `pip install torch_tensorrt` of the version of your PyTorch.',
+    ),
+    _Library(
         'ONNX Runtime',
         'onnxruntime',
         'engine onnxruntime',
-        'Run `pip install onnxruntime`, or onnxruntime-gpu for both engines.',
+        'Run `pip install onnxruntime`, or onnxruntime-gpu for its engines on the GPU, too.',
     ),
     _Library('OpenVINO', 'openvino', 'engine openvino', 'Run `pip install openvino`.'),
 )
@@ -267,14 +273,21 @@ def _judge_torch(library: _Library, trial: Trial) -> list[Check]:
 def _judge_onnxruntime(library: _Library, trial: Trial) -> list[Check]:
     checks = _judge(library, trial)
     providers: list[str] = trial.facts.get('providers', [])
+    step = 'Uninstall onnxruntime and run `pip install onnxruntime-gpu`.'
     return [
         *checks,
-        Check(
-            'ONNX Runtime CUDA',
-            'ok' if 'CUDAExecutionProvider' in providers else 'missing',
-            f'providers: {", ".join(providers) or "none"}',
-            'engine onnxruntime_cuda',
-            'Uninstall onnxruntime and run `pip install onnxruntime-gpu`.',
+        *(
+            Check(
+                f'ONNX Runtime {name}',
+                'ok' if provider in providers else 'missing',
+                f'providers: {", ".join(providers) or "none"}',
+                f'engine onnxruntime_{name.lower()}',
+                f'{step}{more}',
+            )
+            for name, provider, more in (
+                ('CUDA', 'CUDAExecutionProvider', ''),
+                ('TensorRT', 'TensorrtExecutionProvider', ' It needs the libraries of TensorRT.'),
+            )
         ),
     ]
 

@@ -117,6 +117,7 @@ PROBES: Mapping[str, Callable[[str], Iterator[dict[str, Any]]]] = {
     'tensorrt': _tensorrt,
     'tensorrt_rtx': _tensorrt,
     'torch': _torch,
+    'torch_tensorrt': _version,
 }
 """What can be tried, under the name of its Python module where it has one."""
 

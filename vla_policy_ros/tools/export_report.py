@@ -24,6 +24,16 @@ def describe_export(export: ProvenBundle, verdicts: Sequence[Verdict]) -> dict[s
             {'part': name, 'cosine': parity.cosine, 'max_error': parity.max_error}
             for name, parity in _parts(export).items()
         ],
+        'networks': [
+            {
+                'stage': name,
+                'opset': stage.opset,
+                'nodes_before': stage.nodes_before,
+                'nodes': stage.nodes,
+                'unsimplified': stage.unsimplified,
+            }
+            for name, stage in export.stages.items()
+        ],
         'engines': [
             {'engine': v.engine, 'stage': v.stage, 'answer': v.answer, 'reason': v.reason}
             for v in verdicts
@@ -47,12 +57,30 @@ def print_export(export: ProvenBundle, verdicts: Sequence[Verdict], *, source: s
         for name, parity in _parts(export).items()
     ]
     print_table(('part', 'cosine', 'max error'), rows, right=(1, 2))
+    _print_networks(export)
     print('\nWhat the engines of this machine say to the operators:')
     print_table(('engine', 'stages', 'answer', 'reason'), _rows(verdicts))
 
 
+def _print_networks(export: ProvenBundle) -> None:
+    """Print what became of the nodes, and a reason that several stages share once."""
+    print('\nThe networks, before and after they were simplified:')
+    rows = [
+        (name, str(stage.opset), str(stage.nodes_before), str(stage.nodes))
+        for name, stage in export.stages.items()
+    ]
+    print_table(('stage', 'opset', 'nodes before', 'nodes'), rows, right=(1, 2, 3))
+    reasons: dict[str, list[str]] = {}
+    for name, stage in export.stages.items():
+        if stage.unsimplified:
+            reasons.setdefault(stage.unsimplified, []).append(name)
+    for reason, names in reasons.items():
+        print(f'Not simplified ({", ".join(names)}): {reason}')
+
+
 def _parts(export: ProvenBundle) -> dict[str, Parity]:
-    return {**export.stages, 'policy': export.policy}
+    stages = {name: stage.parity for name, stage in export.stages.items()}
+    return {**stages, 'policy': export.policy}
 
 
 def _rows(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str, str]]:

@@ -40,6 +40,7 @@ from vla_policy_ros.export.proof import (
     PROBE,
     ProvenBundle,
     StageExample,
+    StageProof,
     compare_stages,
     new_folder,
     policy_name,
@@ -125,7 +126,7 @@ class _Chain:
 
 def _prove(
     bundle: Bundle, chain: _Chain, observation: Observation
-) -> tuple[dict[str, Parity], Parity]:
+) -> tuple[dict[str, StageProof], Parity]:
     """Return how near the stages come, and the policy."""
     (case,) = observed_cases(bundle, [observation])
     title = chain.source.title

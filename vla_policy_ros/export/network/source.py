@@ -9,8 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
-import onnx
-
 from vla_policy_ros.bundle.files import escapes
 from vla_policy_ros.bundle.onnx_model import ModelTensor, read_model
 from vla_policy_ros.core.errors import BundleError
@@ -95,8 +93,7 @@ class OnnxSource:
             EngineError: It breaks the rules of ONNX (`bad_types`), or cannot be translated to the opset.
             BundleError: Weights lie in another folder (`escaping_path`).
         """
-        model = onnx.load(self._path, load_external_data=False)
-        if opset and next((o.version for o in model.opset_import if not o.domain), 1) < opset:
+        if opset and self._facts.opset < opset:
             network = OnnxNetwork(self._path)
             network.raise_opset(opset)
             network.save(path)

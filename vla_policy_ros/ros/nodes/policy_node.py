@@ -55,7 +55,8 @@ class PolicyNodeParameters(StrictModel):
     """Folder of the policy bundle, or `sample` for the embedded one; wins over the deployment file."""
     engine: str = ''
     """Engine that runs the stages: onnxruntime, openvino, torch_cpu on the CPU; openvino_gpu, openvino_npu; tensorrt,
-    tensorrt_rtx, onnxruntime_cuda, torch, torch_compile on an NVIDIA GPU; none for a policy that holds the pose."""
+    tensorrt_rtx, onnxruntime_cuda, onnxruntime_tensorrt, torch, torch_compile, torch_tensorrt on an NVIDIA GPU;
+    none for a policy that holds the pose."""
     preprocess: str = ''
     """Where images are preprocessed: cpu, or gpu with an engine on the GPU."""
     jpeg: Literal['', 'cpu', 'nvjpeg'] = ''
