@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instructions become tokens with a real tokenizer: cleaning, template, padding, refusals."""
+"""Instructions become tokens with a real tokenizer: cleaning, template, a state in words, padding, refusals."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from vla_policy_ros.bundle.instruction import InstructionEncoder
+from vla_policy_ros.bundle.instruction import InstructionEncoder, make_prompt
 from vla_policy_ros.bundle.manifest import InstructionInput
 from vla_policy_ros.core.errors import BundleError, InstructionError, SpecMismatchError
 
@@ -25,9 +25,13 @@ def folder(tmp_path):
     return tmp_path
 
 
-def make_encoder(folder, **settings):
+def make_rules(**settings):
     values = {'tokenizer': 'tokenizer.json', 'tokens': 'ids', 'max_tokens': 6, **settings}
-    return InstructionEncoder(InstructionInput(**values), folder)
+    return InstructionInput(**values)
+
+
+def make_encoder(folder, **settings):
+    return InstructionEncoder(make_rules(**settings), folder)
 
 
 def encode(encoder, text, width=6):
@@ -63,6 +67,43 @@ def test_cleaning_lowers_and_drops_punctuation_before_the_template(folder):
 
 def test_without_cleaning_the_text_stays(folder):
     assert encode(make_encoder(folder), "Pick don't")[0][:2] == ids('Pick', "don't")
+
+
+def test_one_line_has_no_ends_and_no_underscores():
+    rules = make_rules(cleaning='one_line', template='<{instruction}>')
+    assert make_prompt(rules, ' \tpick_up\n\nthe Cube!_\n') == '<pick up  the Cube! >'
+
+
+@pytest.mark.parametrize(
+    ('num_bins', 'values', 'told'),
+    [
+        # Edges belong to the bin above them.
+        (4, [-1.001, -1, -0.501, -0.5, -0.001, 0, 0.499, 0.5, 1, 9], '-1 0 0 1 1 2 2 3 3 3'),
+        (256, [-2, -1, 0, 0.9999, 0.0078125], '-1 0 128 255 129'),
+    ],
+)
+def test_a_state_is_told_by_its_bins(num_bins, values, told):
+    rules = make_rules(template='{state}; {instruction} {x}', state_bins=num_bins)
+    state = np.array(values, np.float32).reshape(1, -1, 5)  # rows one after another
+    assert make_prompt(rules, 'pick {state}', state) == f'{told}; pick {{state}} {{x}}'
+
+
+def test_another_state_makes_other_tokens_and_the_same_bins_do_not(folder):
+    tokenizer = Tokenizer.from_file(str(folder / 'tokenizer.json'))
+    tokenizer.add_tokens(['0', '1'])
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    encoder = make_encoder(folder, template='{instruction} {state}', state_bins=2)
+    tokens = np.zeros((1, 6), np.int64)
+
+    def tell(*state):
+        encoder.write('pick', tokens, state=np.array([state], np.float32))
+        return tokens[0, :3].tolist()
+
+    low, high = len(WORDS), len(WORDS) + 1
+    assert tell(-0.5, 0.5) == [IDS['pick'], low, high]
+    assert tell(0.5, 0.5) == [IDS['pick'], high, high]
+    encoder._tokenizer = None
+    assert tell(0.1, 0.9) == [IDS['pick'], high, high]
 
 
 def test_as_many_tokens_as_fit_are_taken_and_one_more_is_refused(folder):

@@ -23,6 +23,11 @@ def changed(change, build=direct_manifest):
     return document
 
 
+def tell_no_state(document):
+    document['instruction'].update(template='{instruction} {state}')
+    del document['state']
+
+
 def test_defaults_are_the_documented_ones():
     manifest = parse(direct_manifest(words=True))
     camera = manifest.cameras[0]
@@ -179,6 +184,11 @@ WRONG = {
         lambda d: d['instruction'].update(template='do it'),
         'instruction',
         '{instruction}',
+    ),
+    'state in words and no state': (
+        tell_no_state,
+        '(top level)',
+        'a state, which the template',
     ),
     'loop without stages': (
         lambda d: d.update(loop=flow_manifest()['loop']),

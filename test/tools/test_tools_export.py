@@ -40,7 +40,7 @@ def test_the_command_says_so_too(monkeypatch, tmp_path, capsys):
         ([], 'no_checkpoint'),
         (['folder', '--random-init', 'act'], 'no_checkpoint'),
         (['--random-init', 'act'], 'no_dataset'),
-        (['--random-init', 'pi0', '--dataset', 'sample'], 'unsupported_policy'),
+        (['--random-init', 'tdmpc', '--dataset', 'sample'], 'unsupported_policy'),
     ],
     ids=['nothing', 'both', 'dataset', 'family'],
 )

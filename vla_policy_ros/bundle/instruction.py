@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From words to tokens, as the policy was trained with them."""
+"""From words, and a state that is told in words, to tokens, as the policy was trained with them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from vla_policy_ros.core.errors import (
 from vla_policy_ros.core.specs import Array
 
 _PUNCTUATION = re.compile(r'[^\w\s]')
+_ONE_LINE = str.maketrans('_\n', '  ')
 
 
 class InstructionEncoder:
-    """Cleans, templates, tokenises and pads instructions; keeps the tokens of the last one. One thread at a time.
+    """Turns instructions into tokens and pads them; keeps the tokens of the last text. One thread at a time.
 
     Args:
         instruction: The manifest's entry.
@@ -50,13 +51,16 @@ class InstructionEncoder:
         self._tokens = np.full((1, instruction.max_tokens), self._pad_id, np.int64)
         self._mask = np.zeros_like(self._tokens)
 
-    def write(self, text: str, tokens: Array, mask: Array | None = None) -> None:
-        """Write the tokens of an instruction; the last text is not tokenised again.
+    def write(
+        self, text: str, tokens: Array, mask: Array | None = None, *, state: Array | None = None
+    ) -> None:
+        """Write the tokens of an instruction; the last text, state included, is not tokenised again.
 
         Args:
             text: The instruction as a person wrote it.
             tokens: (1, max_tokens) int64, host memory.
             mask: (1, max_tokens) int64, 1 where there is a token.
+            state: The state's tensor, for a template that holds it.
 
         Raises:
             InstructionError: `empty_instruction`: no words are left after cleaning and the policy needs some;
@@ -71,14 +75,15 @@ class InstructionEncoder:
                     expected=str(list(self._tokens.shape)),
                     next_step='Check instruction.max_tokens in bundle.yaml.',
                 )
-        if text != self._text:
-            self._encode(text)
+        prompt = make_prompt(self._rules, text, state)
+        if prompt != self._text:
+            self._encode(prompt)
         np.copyto(tokens, self._tokens)
         if mask is not None:
             np.copyto(mask, self._mask)
 
     def _encode(self, text: str) -> None:
-        ids = self._tokenizer.encode(self._fill_template(text)).ids
+        ids = self._tokenizer.encode(text).ids
         length = self._rules.max_tokens
         if len(ids) > length:
             raise InstructionError(
@@ -94,19 +99,46 @@ class InstructionEncoder:
         self._tokens[0, used], self._mask[0, used] = ids, 1
         self._text = text
 
-    def _fill_template(self, text: str) -> str:
-        if self._rules.cleaning == 'lower_no_punctuation':
-            text = _PUNCTUATION.sub('', text.lower())
-        if not text.strip() and not self._rules.allow_empty:
-            raise InstructionError(
-                'instruction',
-                got='no words',
-                expected='an instruction, since this policy needs one',
-                next_step='Publish an instruction, or set one in the deployment file.',
-                code='empty_instruction',
-            )
-        # Not str.format: chat templates hold braces of their own.
-        return self._rules.template.replace('{instruction}', text)
+
+def make_prompt(rules: InstructionInput, text: str, state: Array | None = None) -> str:
+    """Return the text that becomes tokens: the instruction, cleaned, in its template.
+
+    Args:
+        rules: The manifest's entry.
+        text: The instruction as a person wrote it.
+        state: The state's tensor, for a template that holds it.
+
+    Raises:
+        InstructionError: No words are left after cleaning and the policy needs some (`empty_instruction`).
+    """
+    text = _clean(text, rules.cleaning)
+    if not text.strip() and not rules.allow_empty:
+        raise InstructionError(
+            'instruction',
+            got='no words',
+            expected='an instruction, since this policy needs one',
+            next_step='Publish an instruction, or set one in the deployment file.',
+            code='empty_instruction',
+        )
+    prompt = rules.template
+    # Not str.format: chat templates hold braces of their own. The words come last: they may hold any text.
+    if '{state}' in prompt:
+        assert state is not None  # the manifest has one
+        prompt = prompt.replace('{state}', _tell(state, rules.state_bins))
+    return prompt.replace('{instruction}', text)
+
+
+def _clean(text: str, cleaning: str) -> str:
+    if cleaning == 'lower_no_punctuation':
+        return _PUNCTUATION.sub('', text.lower())
+    if cleaning == 'one_line':
+        return text.strip().translate(_ONE_LINE)
+    return text
+
+
+def _tell(state: Array, num_bins: int) -> str:
+    edges = np.linspace(-1, 1, num_bins + 1)[:-1]
+    return ' '.join(map(str, np.digitize(state.ravel(), edges) - 1))
 
 
 def _load_tokenizer(path: Path) -> Any:

@@ -200,9 +200,11 @@ class InstructionInput(StrictModel):
     pad_token: str = '[PAD]'
     """Token used for padding."""
     template: str = '{instruction}'
-    """Text around the instruction."""
-    cleaning: Literal['none', 'lower_no_punctuation'] = 'none'
-    """What was done to the training texts: GR00T lower-cases and drops all but word characters and white space."""
+    """Text around the instruction, and around `{state}` for a policy that reads its state as words."""
+    state_bins: int = Field(default=256, ge=2, le=65536)
+    """How `{state}` tells the state's tensor: each number as the index of its bin, so many in [-1, 1]; -1 below, the last above."""
+    cleaning: Literal['none', 'lower_no_punctuation', 'one_line'] = 'none'
+    """Of the training texts: GR00T lower-cases, drops punctuation; `one_line` (pi0.5) strips, makes blanks of `_` and line ends."""
     allow_empty: bool = False
     """Whether the policy runs without words."""
 
@@ -375,11 +377,11 @@ class Manifest(StrictModel):
         _check_unique('action column', [n for g in self.action.groups for n in g.names])
         if self.state:
             _check_unique('state column', [n for g in self.state.groups for n in g.names])
-            # One statistics file is keyed by these names.
-            groups = (*self.state.groups, *self.action.groups)
+            groups = (*self.state.groups, *self.action.groups)  # keys of one statistics file
             _check_unique('state and action group', [group.name for group in groups])
-        marks = [stage.in_loop for stage in self.stages]
-        inside = [index for index, mark in enumerate(marks) if mark]
+        elif self.instruction and '{state}' in self.instruction.template:
+            raise ValueError('a state, which the template of the instruction holds')
+        inside = [index for index, stage in enumerate(self.stages) if stage.in_loop]
         if bool(inside) != bool(self.loop):
             raise ValueError('stages with in_loop exactly when there is a loop')
         if inside and inside != list(range(inside[0], inside[-1] + 1)):

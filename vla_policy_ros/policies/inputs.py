@@ -174,6 +174,7 @@ class ObservationInput:
         self._encoder = InstructionEncoder(words, bundle.folder) if words else None
         self._tokens = pool[words.tokens] if words else None
         self._mask = pool[words.mask] if words and words.mask else None
+        self._told = pool[manifest.state.tensor] if manifest.state else None
 
     def prepare(self, frame: Frame) -> PreparedFrame:
         """Preprocess one image into a free slot; any thread may call it.
@@ -201,7 +202,8 @@ class ObservationInput:
         if self._state:
             self._state.write(observation.state)
         if self._encoder and self._tokens is not None:
-            self._encoder.write(observation.instruction.text, self._tokens, self._mask)
+            words = observation.instruction.text
+            self._encoder.write(words, self._tokens, self._mask, state=self._told)
 
 
 def example_observation(bundle: Bundle) -> Observation:

@@ -20,13 +20,20 @@ from vla_policy_ros.export.lerobot.act import plan_act
 from vla_policy_ros.export.lerobot.checkpoint import CONFIG, Checkpoint, read_checkpoint
 from vla_policy_ros.export.lerobot.diffusion import plan_diffusion
 from vla_policy_ros.export.lerobot.faults import bad_checkpoint
-from vla_policy_ros.export.lerobot.library import load_policy
+from vla_policy_ros.export.lerobot.library import load_policy, use_vlm
 from vla_policy_ros.export.lerobot.manifest import (
     STATISTICS,
     TOKENIZER,
     find_names,
     make_manifest,
     make_statistics,
+)
+from vla_policy_ros.export.lerobot.pi0 import (
+    LINE_STEP,
+    PROMPT_STEP,
+    check_library,
+    plan_pi0,
+    plan_pi05,
 )
 from vla_policy_ros.export.lerobot.plan import Plan
 from vla_policy_ros.export.lerobot.processors import TOKENIZER_STEP, read_json
@@ -48,6 +55,10 @@ def _keep(checkpoint: Checkpoint, info: DatasetInfo | None) -> Checkpoint:  # no
     return checkpoint
 
 
+def _take_any_library() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """What is special about a model family.
@@ -57,12 +68,14 @@ class Family:
         own_steps: Steps before the network that the family follows by itself.
         takes_any_state: Whether the network pads the state to a fixed width.
         settle: Fits the checkpoint to the dataset of its training, None for no dataset.
+        check_library: Refuses a lerobot that is too old for the family.
     """
 
     make_plan: Callable[[Checkpoint, Any], Plan]
     own_steps: tuple[str, ...] = ()
     takes_any_state: bool = False
     settle: Callable[[Checkpoint, DatasetInfo | None], Checkpoint] = _keep
+    check_library: Callable[[], None] = _take_any_library
 
     def read(self, folder: Path) -> Checkpoint:
         """Read a checkpoint of this family; raises as `read_checkpoint` does."""
@@ -79,6 +92,20 @@ FAMILIES: Mapping[str, Family] = {
         own_steps=(NEWLINE_STEP, TOKENIZER_STEP),
         takes_any_state=True,
         settle=settle_cameras,
+    ),
+    'pi0': Family(
+        plan_pi0,
+        own_steps=(LINE_STEP, TOKENIZER_STEP),
+        takes_any_state=True,
+        settle=settle_cameras,
+        check_library=check_library,
+    ),
+    'pi05': Family(
+        plan_pi05,
+        own_steps=(PROMPT_STEP, TOKENIZER_STEP),
+        takes_any_state=True,
+        settle=settle_cameras,
+        check_library=check_library,
     ),
 }
 """LeRobot's name of a family to what is special about it."""
@@ -117,13 +144,14 @@ def export_checkpoint(
 
     Raises:
         ConfigurationError: Nobody says the step (`unknown_step_time`).
-        MissingDependencyError: lerobot or torch is not installed.
+        MissingDependencyError: lerobot or torch is not installed, or lerobot too old for the family.
         DatasetError: The dataset is not one of the policy's.
         BundleError: The checkpoint is broken or of another family (`unsupported_policy`), or `out` is not empty.
         EngineError: A network cannot be traced, or computes something else afterwards (`not_equal`).
     """
     family, info = _find_family(folder), dataset.info if dataset else None
-    checkpoint = family.settle(family.read(folder), info)
+    family.check_library()
+    checkpoint = use_vlm(family.settle(family.read(folder), info), vlm)
     step_ns = _find_step(dataset, step_ns)
     names = find_names(checkpoint, info)
     with new_folder(out):

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,7 @@ def keep_local(config: Any, *, vlm: Path | None) -> None:
 
     Args:
         config: LeRobot's configuration of the policy.
-        vlm: Folder with configuration and tokenizer of the vision-language model, for a policy that is built around one;
+        vlm: Folder with configuration and tokenizer of the vision-language model, for a policy that is built of them;
             when None, the folder that the configuration names, or what transformers keeps of the name in its cache.
 
     Raises:
@@ -54,27 +57,82 @@ def keep_local(config: Any, *, vlm: Path | None) -> None:
     config.pretrained_backbone_weights = None
     config.load_vlm_weights = False
     config.compile_model = False
+    config.gradient_checkpointing = False
     if hasattr(config, 'vlm_model_name'):
         config.vlm_model_name = _find_vlm(str(vlm or config.vlm_model_name))
 
 
+def use_vlm(checkpoint: Checkpoint, vlm: Path | None) -> Checkpoint:
+    """Return the checkpoint with the tokenizer of a folder in place of the one that it names, when there is one."""
+    step = checkpoint.steps.get(TOKENIZER_STEP)
+    if vlm is None or step is None:
+        return checkpoint
+    return replace(
+        checkpoint,
+        steps={**checkpoint.steps, TOKENIZER_STEP: {**step, 'tokenizer_name': str(vlm)}},
+    )
+
+
+def load_tokenizer(name: str) -> Any:
+    """Load a tokenizer of transformers; downloads nothing.
+
+    Args:
+        name: Its folder, or a name that the cache of the Hugging Face hub knows.
+
+    Raises:
+        MissingDependencyError: transformers, or what it needs for this tokenizer, is not installed.
+        BundleError: The files are not there (`missing_vlm`).
+    """
+    return _load_local('AutoTokenizer', name)[1]
+
+
+@contextmanager
+def local_tokenizers(vlm: Path | None) -> Iterator[None]:
+    """Let LeRobot make its steps with no download: some families name their tokenizer in the code alone.
+
+    Args:
+        vlm: Folder of the tokenizer, whatever name LeRobot has for it; when None, what that name stands for.
+    """
+    module = require_lerobot('processor.tokenizer_processor')
+    own = module.AutoTokenizer
+    module.AutoTokenizer = _LocalTokenizers(vlm)
+    try:
+        yield
+    finally:
+        module.AutoTokenizer = own
+
+
+class _LocalTokenizers:
+    """What LeRobot asks for tokenizers, in place of transformers' class."""
+
+    def __init__(self, vlm: Path | None) -> None:
+        self._vlm = vlm
+
+    def from_pretrained(self, name: str) -> Any:
+        return load_tokenizer(str(self._vlm or name))
+
+
 def _find_vlm(name: str) -> str:
     """Return the folder of a vision-language model whose processor can be made of it."""
+    return _load_local('AutoProcessor', name)[0]
+
+
+def _load_local(kind: str, name: str) -> tuple[str, Any]:
+    """Return a folder, and what one of transformers' automatic classes makes of it."""
     try:
-        processor = importlib.import_module('transformers').AutoProcessor
+        auto = getattr(importlib.import_module('transformers'), kind)
         folder = name if Path(name).is_dir() else _find_cached(name)
         with quiet_library():
-            processor.from_pretrained(folder, local_files_only=True)
+            return folder, auto.from_pretrained(folder, local_files_only=True)
     except ImportError as fault:
         raise MissingDependencyError(
             'export lerobot',
             got=str(fault),
-            expected='transformers and num2words in this Python environment',
-            next_step="Install what LeRobot needs for the policy: pip install 'lerobot[smolvla]'",
+            expected='transformers, and what it needs for this policy, in this Python environment',
+            next_step="Install what LeRobot needs for the policy: pip install 'lerobot[smolvla]' or 'lerobot[pi]'",
         ) from fault
     except (OSError, ValueError) as fault:
         raise _missing_vlm(name, ' '.join(str(fault).split())[:160]) from fault
-    return folder
 
 
 def _find_cached(name: str) -> str:
@@ -141,7 +199,7 @@ def _check_tokenizer(checkpoint: Checkpoint) -> None:
     """Refuse a tokenizer that is not the network's: a policy may be trained with another folder of the same model."""
     trained = checkpoint.steps.get(TOKENIZER_STEP, {}).get('tokenizer_name')
     own = checkpoint.config.get('vlm_model_name')
-    if trained not in (None, own):
+    if own is not None and trained not in (None, own):
         raise bad_checkpoint(
             checkpoint.folder / PREPROCESSOR,
             got=f'tokenizer {trained}',
@@ -152,16 +210,31 @@ def _check_tokenizer(checkpoint: Checkpoint) -> None:
 
 
 def _check_weights(checkpoint: Checkpoint, policy: Any) -> None:
-    """Refuse a checkpoint that leaves weights as they were made: LeRobot loads what is there and says no more."""
+    """Refuse weights that are not those of the file: LeRobot leaves some as they were made, after a fault too, and goes on."""
     # Statistics that some versions keep among the weights are read from the files.
     statistics = ('normalize_', 'unnormalize_')
-    wanted = {name for name in policy.state_dict() if not name.startswith(statistics)}
-    missing = sorted(wanted - checkpoint.weights)
-    if missing:
+    wanted = {
+        name: values
+        for name, values in policy.state_dict().items()
+        if not name.startswith(statistics)
+    }
+    other = sorted(_find_other_weights(checkpoint, wanted))
+    if other:
         raise bad_checkpoint(
             checkpoint.weights_path,
-            got=f'no {", ".join(missing[:3])}, {len(missing)} of {len(wanted)} missing',
-            expected='all weights of the policy',
+            got=f'{", ".join(other[:3])} missing or not loaded, {len(other)} of {len(wanted)} weights',
+            expected='all weights of the policy, as LeRobot loads them',
             next_step='Export with the version of lerobot that the policy was trained with.',
             code='missing_weights',
         )
+
+
+def _find_other_weights(checkpoint: Checkpoint, wanted: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the weights that are not in the file, or in use with other values; π0's may lack `model.` before their names."""
+    torch, safetensors = require_torch(), importlib.import_module('safetensors')
+    with safetensors.safe_open(str(checkpoint.weights_path), framework='pt') as file:
+        for name, values in wanted.items():
+            names = {name, name.removeprefix('model.')} & checkpoint.weights
+            held = [file.get_tensor(found).to(values.dtype) for found in names]
+            if not any(torch.equal(one, values) for one in held):
+                yield name

@@ -24,8 +24,9 @@ TOKENIZER_STEP = 'tokenizer_processor'
 """LeRobot's name of the step that makes tokens of words."""
 _RENAME = 'rename_observations_processor'
 _NORMALIZERS = ('normalizer_processor', 'unnormalizer_processor')
-# Steps that move tensors and leave the numbers as they are.
+# Steps that move tensors and leave the numbers as they are, and those that do so until they are switched on.
 _NEUTRAL = ('to_batch_processor', 'device_processor')
+_SWITCHED = ('relative_actions_processor', 'absolute_actions_processor')
 
 RuleReader = Callable[[str, str, int], Rule]
 """Takes a feature's key, its type such as STATE, and its width; returns its rule."""
@@ -128,7 +129,8 @@ def _read_steps(path: Path, own_steps: Collection[str] = ()) -> Iterator[dict[st
     known = (_RENAME, *_NORMALIZERS, *_NEUTRAL, *own_steps)
     for step in read_json(path).get('steps', ()):
         name = step.get('registry_name') or step.get('class', '')
-        if name not in known:
+        is_off = name in _SWITCHED and not step.get('config', {}).get('enabled')
+        if name not in known and not is_off:
             raise bad_checkpoint(
                 path,
                 got=f'step {name!r}',

@@ -16,7 +16,7 @@ from vla_policy_ros.core.specs import Array
 from vla_policy_ros.datasets.lerobot_statistics import compute_number_statistics
 from vla_policy_ros.export.lerobot.checkpoint import ACTION, STATE
 from vla_policy_ros.export.lerobot.convert import FAMILIES
-from vla_policy_ros.export.lerobot.library import keep_local, require_lerobot
+from vla_policy_ros.export.lerobot.library import keep_local, local_tokenizers, require_lerobot
 from vla_policy_ros.export.tracing import quiet_library, require_torch
 
 # LeRobot's training takes these for images by default, in place of the dataset's own.
@@ -41,11 +41,12 @@ def write_random_checkpoint(
         policy_type: One of `convert.FAMILIES`.
         seed: Seed of the weights.
         settings: Settings of the policy that differ from LeRobot's defaults, under LeRobot's names.
-        vlm: Folder with configuration and tokenizer of the vision-language model, for a type that is built around one.
+        vlm: Folder with configuration and tokenizer of the vision-language model, for a type that is built around one;
+            name it to the export too: a type that has its name in the code keeps that name.
 
     Raises:
         ConfigurationError: The type is another one (`unsupported_policy`).
-        MissingDependencyError: lerobot is not installed.
+        MissingDependencyError: lerobot is not installed, or too old for the type.
         BundleError: The vision-language model's files are not there (`missing_vlm`).
     """
     if policy_type not in FAMILIES:
@@ -57,6 +58,7 @@ def write_random_checkpoint(
             code='unsupported_policy',
         )
     torch = require_torch()
+    FAMILIES[policy_type].check_library()
     factory = require_lerobot('policies.factory')
     config = factory.make_policy_config(
         policy_type,
@@ -73,7 +75,9 @@ def write_random_checkpoint(
         policy = factory.get_policy_class(policy_type)(config, dataset_stats=statistics)
         policy.save_pretrained(folder)
         if hasattr(factory, 'make_pre_post_processors'):
-            for processor in factory.make_pre_post_processors(config, dataset_stats=statistics):
+            with local_tokenizers(vlm):
+                processors = factory.make_pre_post_processors(config, dataset_stats=statistics)
+            for processor in processors:
                 processor.save_pretrained(folder)
 
 
