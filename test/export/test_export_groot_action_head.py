@@ -49,7 +49,7 @@ _CONTEXT_LAYERS = {
     'attention_head_dim': 8,
     'positional_embeddings': None,
 }
-_ID = 2
+_ID, _HISTORY = 2, 2
 
 
 def _n15() -> Any:
@@ -70,6 +70,7 @@ def _n17(**changes: Any) -> Any:
     settings = {
         **_SIZES,
         'max_action_dim': 7,
+        'state_history_length': _HISTORY,
         'diffusion_model_cfg': dict(_LAYERS),
         'vl_self_attention_cfg': dict(_CONTEXT_LAYERS),
         **changes,
@@ -121,7 +122,7 @@ def context() -> np.ndarray:
 
 @pytest.fixture
 def state() -> np.ndarray:
-    return random_values((1, 1, 9))
+    return random_values((1, _HISTORY, 9))
 
 
 def _run_library(

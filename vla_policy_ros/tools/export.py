@@ -9,17 +9,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from vla_policy_ros.core.errors import ConfigurationError
-from vla_policy_ros.tools import export_network
+from vla_policy_ros.tools import export_groot, export_network
 from vla_policy_ros.tools.arguments import (
     Subparsers,
     add_command,
-    at_least,
-    in_range,
     open_named_dataset,
 )
 from vla_policy_ros.tools.console import print_json, show_waiting
 from vla_policy_ros.tools.export_report import describe_export, print_export
+from vla_policy_ros.tools.export_source import add_source, check_source, find_step_ns
 
 if TYPE_CHECKING:
     from vla_policy_ros.core.dataset import Dataset
@@ -38,11 +36,12 @@ def add_parser(subparsers: Subparsers) -> None:
         help='make a bundle of a checkpoint or a network',
         description='Turn a checkpoint or a network into ONNX networks, statistics and bundle.yaml, and compare every network and '
         'the whole policy with what it was made of.',
-        epilog=f'examples:\n{_EXAMPLES}{export_network.EXAMPLES}',
+        epilog=f'examples:\n{_EXAMPLES}{export_groot.EXAMPLES}{export_network.EXAMPLES}',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = parser.add_subparsers(title='what is exported', metavar='KIND', required=True)
     _add_lerobot(kinds)
+    export_groot.add_parser(kinds)
     export_network.add_parser(kinds)
 
 
@@ -51,51 +50,18 @@ def _add_lerobot(subparsers: Subparsers) -> None:
         subparsers,
         'lerobot',
         run=run,
-        summary='a checkpoint of LeRobot: act, diffusion, smolvla',
+        summary='a checkpoint of LeRobot: act, diffusion, smolvla, pi0, pi05',
         description="Load a checkpoint with LeRobot's own classes, turn it into ONNX networks, statistics and bundle.yaml, "
         'and compare every network and the whole policy with LeRobot. Runs where lerobot and torch are installed; '
-        'the bundle needs neither. Families: act, diffusion, smolvla.',
+        'the bundle needs neither. Families: act, diffusion, smolvla, pi0, pi05.',
         examples=_EXAMPLES,
     )
-    parser.add_argument(
-        'checkpoint',
-        nargs='?',
-        type=Path,
-        metavar='CHECKPOINT',
-        help='folder with config.json and model.safetensors',
-    )
-    parser.add_argument(
-        '--out', required=True, type=Path, metavar='BUNDLE', help='new or empty folder'
-    )
-    parser.add_argument(
-        '--dataset',
-        metavar='D',
-        help='dataset of the training, or `sample`: names of cameras and joints, rate, observation of the probe',
-    )
-    _add_settings(parser)
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add what the checkpoint does not hold, and what stands in for one."""
-    parser.add_argument(
-        '--fps',
-        type=in_range(0.1, 1000),
-        metavar='F',
-        help="steps per second of the training data (the dataset's)",
-    )
-    parser.add_argument(
-        '--random-init',
-        metavar='TYPE',
-        help='instead of a checkpoint: the default architecture of this type for the dataset, with random weights',
-    )
-    parser.add_argument(
-        '--seed', type=at_least(0), default=0, metavar='S', help='seed of these weights (0)'
-    )
+    add_source(parser, checkpoint='config.json and model.safetensors')
     parser.add_argument(
         '--vlm',
         type=Path,
         metavar='FOLDER',
-        help='smolvla: configuration and tokenizer of its vision-language model (what the checkpoint names)',
+        help='smolvla: configuration and tokenizer of its vision-language model; pi0, pi05: the tokenizer (what the checkpoint names)',
     )
 
 
@@ -109,21 +75,25 @@ def run(args: argparse.Namespace) -> int:
     from vla_policy_ros.export.lerobot.convert import export_checkpoint
     from vla_policy_ros.export.support import ask_engines
 
-    _check_source(args)
+    check_source(args)
     with ExitStack() as stack:
         dataset = None
         if args.dataset:
             dataset = stack.enter_context(closing(open_named_dataset(args.dataset)))
         folder, origin = args.checkpoint, str(args.checkpoint)
         if folder is None:
-            assert dataset  # refused by _check_source
+            assert dataset  # refused by check_source
             folder = Path(stack.enter_context(TemporaryDirectory())) / 'random_init'
             origin = f'lerobot {args.random_init}, random weights, seed {args.seed}'
             _write_random(args, folder, dataset)
         stack.enter_context(show_waiting(f'exporting {origin}'))
-        step_ns = round(1e9 / args.fps) if args.fps else None
         export = export_checkpoint(
-            folder, args.out, dataset=dataset, step_ns=step_ns, origin=origin, vlm=args.vlm
+            folder,
+            args.out,
+            dataset=dataset,
+            step_ns=find_step_ns(args),
+            origin=origin,
+            vlm=args.vlm,
         )
         verdicts = list(ask_engines(export.bundle))
     if args.json:
@@ -133,25 +103,6 @@ def run(args: argparse.Namespace) -> int:
         print_export(export, verdicts, source='lerobot')
         print(f'\nThe policy was made to execute {export.executed_rows} rows of a chunk.')
     return 0
-
-
-def _check_source(args: argparse.Namespace) -> None:
-    if (args.checkpoint is None) == (args.random_init is None):
-        raise ConfigurationError(
-            'CHECKPOINT',
-            got='both a folder and --random-init' if args.checkpoint else 'no folder',
-            expected='a folder, or --random-init TYPE',
-            next_step='Name one of them.',
-            code='no_checkpoint',
-        )
-    if args.random_init and not args.dataset:
-        raise ConfigurationError(
-            '--dataset',
-            got='nothing',
-            expected='a dataset, whose cameras and joints the policy is made for',
-            next_step='Name one; `--dataset sample` is always there.',
-            code='no_dataset',
-        )
 
 
 def _write_random(args: argparse.Namespace, folder: Path, dataset: Dataset) -> None:

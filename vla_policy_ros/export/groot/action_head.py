@@ -55,7 +55,7 @@ def plan_action_head(
     token = TracedStage(
         name='state',
         owner=network.state_encoder,
-        function=lambda value: network.state_encoder(value.flatten(1)[:, None]),
+        function=network.encode_state,
         inputs={STATE_TENSOR: state},
         output=_STATE_TOKEN,
     )
@@ -152,6 +152,12 @@ class ActionHead:
             self._scales, self._shifts = _modulations(head.model, times)
             self._between, self._places = _fixed_tokens(head), _place_embedding(head)
 
+    def encode_state(self, state: Any) -> Any:
+        """Return the tokens of a (1, T, S) state: one for all of its history in N1.7, one per row in the versions before."""
+        if hasattr(self._head.config, 'state_history_length'):
+            state = state.flatten(1)[:, None]
+        return self.state_encoder(state)
+
     def memory_modules(self) -> Any:
         """Return what `compute_memory` takes weights of."""
         torch = require_torch()
@@ -214,7 +220,7 @@ class ActionHead:
             timestep: (1,), number of the step.
             memory: What `compute_memory` returned.
             mask: (1, L) int64.
-            state_token: (1, 1, D).
+            state_token: What `encode_state` returned.
 
         Returns:
             (1, K, W).
