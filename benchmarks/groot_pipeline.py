@@ -11,17 +11,16 @@ PyTorch in fp32 with the same noise. `pre` is this package's way from raw images
 Bundle and plans stay in the folder for another run. The limit is the time to read the weights once, those in the loop once
 per step, at the bandwidth of a copy within the GPU.
 
-Usage: benchmarks/groot_pipeline.py [--version n1.7] [--size full] [--precision bf16 ...] [--runs 50] [--compile MODE] [--folder DIR] [--json FILE]
+Usage: benchmarks/groot_pipeline.py [--version n1.7] [--size full] [--precision bf16 ...] [--runs 50] [--compile MODE] [--folder DIR] [--export-only] [--json FILE]
        needs Isaac-GR00T at the tag of the version, torch and onnxscript
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from results import write_result
 
 from vla_policy_ros.bundle.bundle import Bundle, load_bundle
 from vla_policy_ros.bundle.manifest import MANIFEST_NAME
-from vla_policy_ros.bundle.probe import compare_outputs, read_probe
+from vla_policy_ros.bundle.probe import ProbeResult, compare_outputs, read_probe
 from vla_policy_ros.core.specs import Array
 from vla_policy_ros.datasets.registry import open_dataset
 from vla_policy_ros.engines.plan_facts import BuildOptions
@@ -195,14 +194,26 @@ class Benchmark:
                     samples.setdefault(name, []).append(latency_ns / 1e6)
         return {name: summarize(values) for name, values in samples.items()}
 
-    def weight_bytes(self, bytes_per_weight: int) -> int:
-        """Return what one chunk reads: weights of products, those in the loop once per step."""
+    def limit(self) -> dict[str, Any]:
+        """Return the time to read all weights of a chunk in 16 bits."""
+        torch.cuda.empty_cache()
+        speed = copy_bandwidth_tb_s(self.device)
+        traffic = 2 * self.count_weights()
+        return {
+            'gpu': torch.cuda.get_device_name(),
+            'copy_tb_s': speed,
+            'weights_read_gb': traffic / 1e9,
+            'limit_ms': traffic / speed / 1e9,
+        }
+
+    def count_weights(self) -> int:
+        """Return the weights that the products of one chunk read, those in the loop once per step."""
         loop = self.bundle.manifest.loop
         total = 0
         for stage in self.bundle.manifest.stages:
             runs = loop.steps if loop and stage.in_loop else 1
             total += runs * count_weights(self.bundle.folder / stage.onnx)
-        return total * bytes_per_weight
+        return total
 
 
 def count_weights(path: Path) -> int:
@@ -250,50 +261,67 @@ def take_turns(rows: dict[str, Row], runs: int) -> None:
                 row.samples_ms.append((time.perf_counter() - started_s) * 1e3)
 
 
-def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return the whole result."""
-    parts, rows = Parts(), dict[str, Row]()
-    benchmark = Benchmark(options, folder)
-    library = benchmark.library()
-    wanted = benchmark.reference(library)
-    rows.update(parts.run('engines', benchmark.engine_rows) or {})
-    library.move(benchmark.device, torch.bfloat16)
-    rows[EAGER] = Row(library.run)
-    result: dict[str, Any] = {'errors_against': 'PyTorch fp32, same noise'}
-    found = {name: compare_outputs(row.run(), wanted) for name, row in rows.items()}
-    take_turns(rows, options.runs)
-    if options.compile != 'none':
-        library.compile(options.compile)
-        rows[COMPILED] = compiled = Row(library.run)
-        if (first := parts.run(COMPILED, compiled.run)) is not None:
-            found[COMPILED] = compare_outputs(first, wanted)
-            take_turns({COMPILED: compiled}, options.runs)
-    result['rows'] = [
-        {'row': name, **describe(found.get(name)), 'ms': summarize(row.samples_ms), **row.facts}
-        for name, row in rows.items()
-        if row.samples_ms
-    ]
-    for row in rows.values():
-        row.close()
-    gc.collect()
-    if benchmark.device.type == 'cuda':
-        torch.cuda.empty_cache()
-        speed = copy_bandwidth_tb_s(benchmark.device)
-        traffic = benchmark.weight_bytes(2)
-        result |= {
-            'gpu': torch.cuda.get_device_name(),
-            'copy_tb_s': speed,
-            'weights_read_gb': traffic / 1e9,
-            'limit_ms': traffic / speed / 1e9,
+class Session:
+    """One run: what is measured so far can be asked for at any time."""
+
+    def __init__(self, benchmark: Benchmark) -> None:
+        self._benchmark = benchmark
+        self._parts = Parts()
+        self._rows: dict[str, Row] = {}
+        self._found: dict[str, ProbeResult] = {}
+        self._library = benchmark.library()
+        self._wanted = benchmark.reference(self._library)
+        self._limit: dict[str, Any] = {}
+
+    def measure_engines_and_eager(self) -> None:
+        """Measure this package's policy and the library as it comes, in turns."""
+        benchmark = self._benchmark
+        self._rows |= self._parts.run('engines', benchmark.engine_rows) or {}
+        self._library.move(benchmark.device, torch.bfloat16)
+        self._rows[EAGER] = Row(self._library.run)
+        self._measure(self._rows)
+        if benchmark.device.type == 'cuda':
+            self._limit = benchmark.limit()
+
+    def measure_compiled(self, mode: str) -> None:
+        """Measure the library compiled, beside all others."""
+        self._library.compile(mode)
+        self._rows[COMPILED] = Row(self._library.run)
+        with timed(self._benchmark.seconds, COMPILED):
+            self._parts.run(COMPILED, lambda: self._measure(self._rows))
+
+    def _measure(self, rows: dict[str, Row]) -> None:
+        for name, row in rows.items():
+            self._found[name] = compare_outputs(row.run(), self._wanted)
+            row.samples_ms.clear()
+        take_turns(rows, self._benchmark.options.runs)
+
+    def result(self) -> dict[str, Any]:
+        """Return what was measured."""
+        rows = [
+            {
+                'row': name,
+                'cosine': self._found[name].cosine,
+                'max_error': self._found[name].max_error,
+                'ms': summarize(row.samples_ms),
+                **row.facts,
+            }
+            for name, row in self._rows.items()
+            if row.samples_ms
+        ]
+        return {
+            'errors_against': 'PyTorch fp32, same noise',
+            'rows': rows,
+            **self._limit,
+            'torch': torch.__version__,
+            'made_s': self._benchmark.seconds,
+            **self._parts.facts(),
         }
-    return {**result, 'torch': torch.__version__, 'made_s': benchmark.seconds, **parts.facts()}
 
-
-def describe(difference: Any) -> dict[str, float]:
-    """Return how near a row came."""
-    if difference is None:
-        return {}
-    return {'cosine': difference.cosine, 'max_error': difference.max_error}
+    def close(self) -> None:
+        """Free the policies."""
+        for row in self._rows.values():
+            row.close()
 
 
 def print_table(result: dict[str, Any]) -> None:
@@ -308,6 +336,13 @@ def print_table(result: dict[str, Any]) -> None:
         print(f'| weights read once per run | {result["limit_ms"]:.2f} | | | |')
 
 
+def show(result: dict[str, Any], path: Path | None) -> None:
+    """Print a result and keep it."""
+    print_table(result)
+    if path:
+        write_result(path, result)
+
+
 def main() -> None:
     """Make, check and time the contenders; print a table."""
     parser = argparse.ArgumentParser(
@@ -320,13 +355,19 @@ def main() -> None:
     parser.add_argument('--runs', type=int, default=50)
     parser.add_argument('--compile', default='max-autotune', help='mode of torch.compile, or none')
     parser.add_argument('--folder', type=Path)
+    parser.add_argument('--export-only', action='store_true', help='for another run in the folder')
     parser.add_argument('--json', type=Path)
     options = parser.parse_args()
-    with work_folder(options.folder) as folder:
-        result = run(options, folder)
-    print_table(result)
-    if options.json:
-        write_result(options.json, result)
+    with work_folder(options.folder) as folder, ExitStack() as stack:
+        benchmark = Benchmark(options, folder)
+        if options.export_only:
+            return
+        session = stack.enter_context(closing(Session(benchmark)))
+        session.measure_engines_and_eager()
+        show(session.result(), options.json)
+        if options.compile != 'none':  # takes minutes: what is there is kept
+            session.measure_compiled(options.compile)
+            show(session.result(), options.json)
 
 
 if __name__ == '__main__':
