@@ -51,6 +51,7 @@ from vla_policy_ros.policies.engine_policy import EnginePolicy
 from vla_policy_ros.sample import sample_dataset_path
 
 EAGER, COMPILED = 'PyTorch eager', 'PyTorch compile'
+_RANDN = torch.randn
 
 
 @dataclass
@@ -90,8 +91,11 @@ class Library:
         result: Array = actions[:, : self._rows].float().cpu().numpy()
         return result
 
-    def _draw(self, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> torch.Tensor:
-        return self._noise.to(dtype or torch.float32)
+    def _draw(self, *shape: Any, **rules: Any) -> torch.Tensor:
+        """Return the noise where it is drawn; a compiler draws tensors of its own."""
+        if tuple(rules.get('size', ())) != tuple(self._noise.shape):
+            return _RANDN(*shape, **rules)
+        return self._noise.to(rules.get('dtype') or torch.float32)
 
 
 class Benchmark:
@@ -284,11 +288,12 @@ class Session:
             self._limit = benchmark.limit()
 
     def measure_compiled(self, mode: str) -> None:
-        """Measure the library compiled, beside all others."""
+        """Measure the library compiled, by itself: the eager one is the same policy."""
         self._library.compile(mode)
-        self._rows[COMPILED] = Row(self._library.run)
+        compiled = {COMPILED: Row(self._library.run)}
         with timed(self._benchmark.seconds, COMPILED):
-            self._parts.run(COMPILED, lambda: self._measure(self._rows))
+            self._parts.run(COMPILED, lambda: self._measure(compiled))
+        self._rows |= compiled
 
     def _measure(self, rows: dict[str, Row]) -> None:
         for name, row in rows.items():

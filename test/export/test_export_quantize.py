@@ -125,6 +125,16 @@ def test_each_output_channel_has_its_scale(tmp_path):
     np.testing.assert_allclose(codes * scale, weight, atol=scale.max() / 2)
 
 
+@pytest.mark.parametrize(('precision', 'largest'), [('int8', 127 / 1.2), ('fp8', 448 / 2)])
+def test_activations_have_room_above_what_calibration_saw(precision, largest, tmp_path):
+    source = save_attention(tmp_path / 'in.onnx')
+    ranges = ranges_of(source, example_inputs(source))
+    quantize(source, tmp_path / 'out.onnx', precision=precision, ranges=ranges)
+    graph = onnx.load(tmp_path / 'out.onnx').graph
+    held = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    assert held['scaled_scale'] == pytest.approx(ranges['scaled'] / largest, rel=0.01)
+
+
 def test_names_can_be_left_out(tmp_path):
     source = save_attention(tmp_path / 'in.onnx')
     ranges = ranges_of(source, example_inputs(source))

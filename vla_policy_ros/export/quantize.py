@@ -6,7 +6,10 @@ with one scale, the weight with one scale per output channel and stored in 8 bit
 and all else stay as they are and can go to 16 bits afterwards (`precision.lower_network`).
 
 Scales are largest magnitude / greatest code (127, or 448 for float8e4m3fn), rounded up to a number that fp16 and bf16 hold
-exactly: going to 16 bits afterwards changes no code. ONNX Runtime's own `quantize_static` was measured on the sample policy's
+exactly: going to 16 bits afterwards changes no code. Activations get room above what calibration saw, since what lies
+beyond is cut off: on one of two sets of 20 episodes that no calibration saw (288 observations each) that took the worst
+chunk of the sample policy to a cosine of 0.9983 in int8 and 0.9986 in fp8; with room for 1.2 and 2 times as much it is
+0.9994 and 0.9998, and on the other set nothing changes (0.9995 to 0.9997 in both). In fp8 room costs no digits. ONNX Runtime's own `quantize_static` was measured on the sample policy's
 velocity network first: in int8 it comes equally near, in fp8 it sets scales by the standard deviation and cuts outliers
 off (cosine 0.9977, here 0.9998); it also takes no ranges from a file and loads a network whole.
 
@@ -45,13 +48,23 @@ _KEPT_BITS: Final = 7  # bfloat16's, after the leading one
 
 @dataclass(frozen=True, slots=True)
 class _Code:
-    """An 8-bit type."""
+    """An 8-bit type.
+
+    Attributes:
+        onnx_name: Its name in ONNX.
+        largest: Greatest code.
+        headroom: Factor on the largest magnitude of an activation that calibration saw.
+    """
 
     onnx_name: str
     largest: float
+    headroom: float
 
 
-_CODES = {'int8': _Code('INT8', 127.0), 'fp8': _Code('FLOAT8E4M3FN', FP8_MAX)}
+_CODES = {
+    'int8': _Code('INT8', 127.0, headroom=1.2),
+    'fp8': _Code('FLOAT8E4M3FN', FP8_MAX, headroom=2.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +248,9 @@ class _Quantizer:
                 next_step='Calibrate again with this very network.',
                 code='no_range',
             )
-        scale = round_scale(np.array(self._ranges[name] / self._code.largest))
+        scale = round_scale(
+            np.array(self._ranges[name] * self._code.headroom / self._code.largest)
+        )
         self._add_constant(f'{name}_scale', int(TensorProto.FLOAT), scale)
         self._add_constant(f'{name}_zero', self._element_type, np.zeros((), np.uint8))
         # The zero point says which type the codes have.
