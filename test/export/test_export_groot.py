@@ -8,11 +8,12 @@ import importlib
 import json
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
+from support.groot_version import VERSION
 
 from vla_policy_ros.bundle.bundle import load_bundle
 from vla_policy_ros.bundle.manifest import Camera
@@ -33,24 +34,14 @@ from vla_policy_ros.policies.engine_policy import EnginePolicy
 from vla_policy_ros.preprocess.geometry import GeometryPlan
 from vla_policy_ros.sample import sample_dataset_path
 
-torch = pytest.importorskip('torch', exc_type=ImportError)
-pytest.importorskip('onnxscript')
-pytest.importorskip('gr00t', reason='Isaac-GR00T is not installed')
+if VERSION == 'n1.5':
+    pytest.skip('neither N1.6 nor N1.7 of Isaac-GR00T', allow_module_level=True)
 
 # The library and its libraries warn about each other.
 pytestmark = pytest.mark.filterwarnings('ignore')
 
 
-def find_version():
-    """The installed library is of one version; all of them have the same name."""
-    (home, *_) = importlib.import_module('gr00t').__path__
-    for version, name in (('n1.7', 'gr00t_n1d7'), ('n1.6', 'gr00t_n1d6')):
-        if (Path(home) / 'model' / name).is_dir():
-            return version, f'model.{name}'
-    pytest.skip('neither N1.6 nor N1.7 of Isaac-GR00T', allow_module_level=True)
-
-
-VERSION, FOLDER = find_version()
+FOLDER = {'n1.6': 'model.gr00t_n1d6', 'n1.7': 'model.gr00t_n1d7'}[VERSION]
 PROCESSING = require_gr00t(f'{FOLDER}.processing_{FOLDER[6:]}', version=VERSION)
 IMAGES = require_gr00t(f'{FOLDER}.image_augmentations', version=VERSION)
 TEXTS = ('Pick up the red cube.', 'go', 'put two CUBES into the box, then wait')

@@ -183,3 +183,17 @@ def test_numbers_are_those_of_the_library(normalization, low, span, share, numbe
     assert out[0, 0] == pytest.approx(wanted, rel=1e-6, abs=1e-5)
     ActionDenormalizer(action, state, used).write(np.array([[number]]), np.zeros(1), out)
     assert out[0, 0] == pytest.approx(back, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize(('version', 'rows'), [('n1.6', 16), ('n1.7', 40)])
+def test_rows_that_the_library_leaves_out_of_its_file(tmp_path, version, rows):
+    def read_rows(count):
+        steps = changed('action', delta_indices=list(range(count)))
+        folder = tmp_path / f'{count}'
+        write_files(folder, config={}, use_relative_action=False, **steps)
+        return read(folder, version=version).embodiment.rows
+
+    assert read_rows(rows) == rows
+    with pytest.raises(BundleError, match=f'at most {rows} steps') as error:
+        read_rows(rows + 1)
+    assert error.value.code == 'unsupported_setting'

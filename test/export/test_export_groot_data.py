@@ -107,7 +107,7 @@ def test_a_missing_library_names_the_remedy(monkeypatch, modules, remedy):
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     with pytest.raises(MissingDependencyError, match=remedy):
-        require_gr00t('model', version='n1.6')
+        require_gr00t('not_imported_before', version='n1.6')
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from support.groot_version import VERSION
 from support.small_eagle import (
-    VERSION,
     library_chat,
     make_processor,
     small_config,

@@ -10,6 +10,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
+import transformers
+from support import small_qwen
 
 from vla_policy_ros.bundle.instruction import InstructionEncoder
 from vla_policy_ros.bundle.manifest import Camera, InstructionInput
@@ -20,12 +23,6 @@ from vla_policy_ros.export.groot import qwen_network
 from vla_policy_ros.export.groot.qwen import camera_format, plan_qwen
 from vla_policy_ros.export.tracing import trace
 from vla_policy_ros.preprocess.camera import CameraPreprocessor
-
-torch = pytest.importorskip('torch', exc_type=ImportError)
-pytest.importorskip('onnxscript')
-transformers = pytest.importorskip('transformers')
-pytest.importorskip('transformers.models.qwen3_vl', reason='transformers before 4.57')
-small_qwen = pytest.importorskip('support.small_qwen', exc_type=ImportError)
 
 pytestmark = pytest.mark.filterwarnings('ignore')  # of the libraries about their own parts
 

@@ -8,15 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from support import small_qwen
 
 from vla_policy_ros.core.errors import BundleError
+from vla_policy_ros.export.groot.library import require_gr00t
 from vla_policy_ros.export.groot.qwen import build_n17, load_n17
 
-torch = pytest.importorskip('torch', exc_type=ImportError)
-pytest.importorskip('onnxscript')
-pytest.importorskip('transformers')
-library = pytest.importorskip('gr00t.model.gr00t_n1d7.gr00t_n1d7', exc_type=ImportError)
-small_qwen = pytest.importorskip('support.small_qwen', exc_type=ImportError)
+library = require_gr00t('model.gr00t_n1d7.gr00t_n1d7', version='n1.7')
 
 pytestmark = pytest.mark.filterwarnings('ignore')  # of the libraries about their own parts
 

@@ -27,7 +27,7 @@ from vla_policy_ros.evaluation.sampling import sample_observations
 from vla_policy_ros.export.lerobot.convert import export_checkpoint
 from vla_policy_ros.export.lerobot.library import require_lerobot
 from vla_policy_ros.export.lerobot.random_init import write_random_checkpoint
-from vla_policy_ros.export.lerobot.smolvla_network import embed_time
+from vla_policy_ros.export.lerobot.time_embedding import embed_time
 from vla_policy_ros.policies.engine_policy import EnginePolicy
 from vla_policy_ros.sample import sample_dataset_path
 from vla_policy_ros.tools.main import main

@@ -81,11 +81,11 @@ def changed(kind, **values):
     return {'modality_configs': {TAG: new}}
 
 
-def write_files(folder, *, inner='', numbers=None, held=None, **changes):
+def write_files(folder, *, inner='', numbers=None, held=None, config=None, **changes):
     """Write the files of a checkpoint but the weights, and return its folder."""
     place = folder / inner
     place.mkdir(parents=True)
-    config = {'model_type': 'Gr00tN1d7', 'action_horizon': 5}
+    config = {'model_type': 'Gr00tN1d7', 'action_horizon': 5} if config is None else config
     (folder / 'config.json').write_text(json.dumps(config))
     documents = {
         'processor_config': {'processor_kwargs': settings(**changes)},
@@ -97,5 +97,5 @@ def write_files(folder, *, inner='', numbers=None, held=None, **changes):
     return folder
 
 
-def read(folder, **more):
-    return read_checkpoint(folder, version='n1.7', **more)
+def read(folder, *, version='n1.7', **more):
+    return read_checkpoint(folder, version=version, **more)

@@ -3,10 +3,10 @@
 
 import torch
 
+from vla_policy_ros.export.checkpoint_files import read_json
 from vla_policy_ros.export.lerobot.convert import FAMILIES
 from vla_policy_ros.export.lerobot.diffusion import draw_library_noise
 from vla_policy_ros.export.lerobot.library import load_policy, require_lerobot
-from vla_policy_ros.export.lerobot.processors import read_json
 
 
 class Library:

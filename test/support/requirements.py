@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import shutil
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import onnxruntime
@@ -17,8 +18,13 @@ from vla_policy_ros.gpu.driver import require_driver
 
 # Names of requirements that are Python modules.
 _MODULES = {
+    'groot': ('torch', 'onnxscript', 'transformers', 'gr00t'),
+    'groot_n15': ('torch', 'onnxscript', 'transformers', 'gr00t.model.gr00t_n1'),
+    'groot_n17': ('torch', 'onnxscript', 'transformers', 'gr00t.model.gr00t_n1d7'),
     'lerobot': ('lerobot',),
     'openvino': ('openvino',),
+    'pi0': ('lerobot.policies.common', 'transformers'),  # lerobot 0.6
+    'qwen3_vl': ('torch', 'onnxscript', 'transformers.models.qwen3_vl'),
     'smolvla': ('lerobot', 'transformers', 'num2words'),
     'tensorrt_rtx': ('tensorrt_rtx',),
 }
@@ -55,9 +61,20 @@ def find_missing(name: str) -> str:
     if name in ('gpu', 'tensorrt'):
         return _find_missing_gpu(name)
     for module in _MODULES.get(name, ()):
-        if importlib.util.find_spec(module) is None:
+        if not is_there(module):
             return f'{module} cannot be imported'
     return _find_missing_nvrtc() if name == 'nvrtc' else ''
+
+
+def is_there(module: str) -> bool:
+    """Return whether a module is installed; imports no package around it, since some take long, or warn."""
+    package, *inner = module.split('.')
+    spec = importlib.util.find_spec(package)
+    for part in inner:
+        # transformers, once imported, names its folders as Path.
+        folders = [str(folder) for folder in spec.submodule_search_locations or ()] if spec else []
+        spec = PathFinder.find_spec(part, folders)
+    return spec is not None
 
 
 def _find_missing_nvrtc() -> str:

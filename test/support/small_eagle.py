@@ -9,18 +9,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.groot_version import VERSION
 
 from vla_policy_ros.core.errors import MissingDependencyError
 from vla_policy_ros.export.groot.library import require_gr00t
 
 os.environ['NO_ALBUMENTATIONS_UPDATE'] = '1'  # it would ask PyPI
-pytest.importorskip('gr00t', reason='needs Isaac-GR00T at the tag n1.5-release or n1.6-release')
 _MODEL = Path(import_module('gr00t').__path__[0]) / 'model'
-VERSION = 'n1.6' if (_MODEL / 'gr00t_n1d6').exists() else 'n1.5'
 _MODULES = {
     'n1.5': ('model.gr00t_n1', 'model.transforms'),
     'n1.6': ('model.gr00t_n1d6.gr00t_n1d6', 'model.gr00t_n1d6.processing_gr00t_n1d6'),
 }
+if VERSION not in _MODULES:
+    pytest.skip('neither N1.5 nor N1.6 of Isaac-GR00T', allow_module_level=True)
 try:
     library, processing = (require_gr00t(name, version=VERSION) for name in _MODULES[VERSION])
 except MissingDependencyError as fault:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All numbers of a dataset at once, for statistics."""
+"""All numbers of a dataset, for statistics."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -20,6 +21,13 @@ class DatasetNumbers:
     state: Array
     action: Array
     texts: frozenset[str]
+
+
+def read_episodes(dataset: Dataset) -> Iterator[tuple[Array, Array]]:
+    """Yield states (T, S) and actions (T, D) of each episode; without recorded actions, they are the states."""
+    for index in range(dataset.info.num_episodes):
+        with closing(dataset.episode(index)) as episode:
+            yield episode.state, episode.action if dataset.info.action else episode.state
 
 
 def read_numbers(dataset: Dataset) -> DatasetNumbers:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 
@@ -11,19 +12,8 @@ from vla_policy_ros.core.specs import Array
 
 STATE_TENSOR = 'state'
 """Pool tensor of the state."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What the library's own code makes of an observation's tensors.
-
-    Attributes:
-        noise: (n, K, W) float32, the noise it drew; None for none.
-        output: (1, K, W) float32 action tensor, still normalised.
-    """
-
-    noise: Array | None
-    output: Array
+STATISTICS, TOKENIZER = 'statistics.json', 'tokenizer.json'
+"""Files of a bundle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +27,8 @@ class Words:
         pad_token: Token used for padding.
         template: Text around the instruction.
         tokenizer: The tokenizer's file.
+        state_bins: Number of bins, for a template that holds the state.
+        cleaning: What was done to the training texts.
     """
 
     tokens: str
@@ -45,6 +37,13 @@ class Words:
     pad_token: str
     template: str
     tokenizer: str
+    state_bins: int | None = None
+    cleaning: Literal['none', 'lower_no_punctuation', 'one_line'] = 'none'
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry of `bundle.yaml`."""
+        rules = {**asdict(self), 'tokenizer': TOKENIZER}
+        return {name: value for name, value in rules.items() if value is not None}
 
 
 def image_tensor(index: int) -> str:
@@ -55,3 +54,9 @@ def image_tensor(index: int) -> str:
 def random_values(shape: tuple[int, ...]) -> Array:
     """Return the same N(0, 1) float32 values for every call of a shape."""
     return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def example_mask(num_tokens: int) -> Array:
+    """Return the (1, num_tokens) int64 mask of an instruction that fills two thirds of its room."""
+    places = np.arange(num_tokens)[None]
+    return (places < max(2 * num_tokens // 3, 1)).astype(np.int64)

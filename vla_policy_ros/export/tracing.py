@@ -89,7 +89,8 @@ def require_torch() -> Any:
 @contextmanager
 def quiet_library() -> Iterator[None]:
     """Keep what a library prints off stdout, which is the command's, and keep back its warnings about its own parts."""
-    loggers = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript')]
+    # Of the root too, which LeRobot logs to and most others inherit from; errors still come through.
+    loggers = [logging.getLogger(name) for name in ('', 'torch.onnx', 'onnxscript')]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -100,6 +101,17 @@ def quiet_library() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def replaced(module: Any, **values: Any) -> Iterator[None]:
+    """Put values into a library's module for a `with` block, under names that it has."""
+    before = {name: getattr(module, name) for name in values}
+    vars(module).update(values)
+    try:
+        yield
+    finally:
+        vars(module).update(before)
 
 
 def as_module(function: Callable[..., Any], owner: Any = None) -> Any:

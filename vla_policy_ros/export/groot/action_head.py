@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from vla_policy_ros.core.specs import Array
 from vla_policy_ros.export.attention import attend, hide, split_heads
 from vla_policy_ros.export.groot.backbone import CONTEXT, TOKEN_MASK, TokenLayout
@@ -60,13 +62,14 @@ def plan_action_head(
         output=_STATE_TOKEN,
     )
     sample = random_values((1, head.action_horizon, head.action_dim))
+    last_step = np.full(1, head.num_inference_timesteps - 1, np.float32)
     velocity = TracedStage(
         name='velocity',
         owner=network.velocity_modules(),
         function=network.predict_velocity,
         inputs={
             SAMPLE: sample,
-            _TIMESTEP: random_values((1,)) * 0 + (head.num_inference_timesteps - 1),
+            _TIMESTEP: last_step,
             _MEMORY: memory.run(),
             TOKEN_MASK: token_mask,
             _STATE_TOKEN: token.run(),
@@ -75,16 +78,18 @@ def plan_action_head(
         in_loop=True,
     )
     stages = (memory, token, velocity)
-    if rows == head.action_horizon:
-        return stages
-    chunk = TracedStage(
+    return stages if rows == head.action_horizon else (*stages, _plan_chunk(sample, rows))
+
+
+def _plan_chunk(sample: Array, rows: int) -> TracedStage:
+    """Return the stage that takes the first rows of a sample."""
+    return TracedStage(
         name='chunk',
         owner=None,
         function=lambda values: values[:, :rows],
         inputs={SAMPLE: sample},
         output=ACTIONS,
     )
-    return *stages, chunk
 
 
 def action_tensor(head: Any, rows: int) -> str:

@@ -7,17 +7,20 @@ in the folder `processor`, hold what is done before and after the network, per e
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from vla_policy_ros.bundle.statistics import GroupStatistics
-from vla_policy_ros.core.errors import BundleError
 from vla_policy_ros.core.specs import Representation
+from vla_policy_ros.export.checkpoint_files import (
+    bad_checkpoint,
+    read_json,
+    reading,
+    unsupported,
+)
 from vla_policy_ros.export.groot.rules import Normalization, Rules
-from vla_policy_ros.export.lerobot.faults import bad_checkpoint
 
 CONFIG, PROCESSOR, STATISTICS, EMBODIMENTS = (
     'config.json',
@@ -30,8 +33,7 @@ PoseFormat = Literal['none', 'xyz_rot6d', 'xyz_rotvec']
 # What the library leaves as the data has it; relative numbers it turns into targets, when told so.
 _REPRESENTATIONS = {'ABSOLUTE': Representation.ABSOLUTE, 'DELTA': Representation.DELTA}
 _POSE_FORMATS: Mapping[str, PoseFormat] = {'XYZ_ROT6D': 'xyz_rot6d', 'XYZ_ROTVEC': 'xyz_rotvec'}
-
-
+# Rows of the head by the library's own defaults, which it leaves out of `config.json`.
 _DEFAULT_ROWS = {'n1.6': 16, 'n1.7': 40}
 
 
@@ -122,26 +124,6 @@ class Checkpoint:
         return tuple(sorted(self.folder.glob('*.safetensors')))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a checkpoint.
-
-    Raises:
-        BundleError: It is missing or no JSON object (`bad_checkpoint`).
-    """
-    try:
-        document = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as fault:
-        document = str(fault)
-    if not isinstance(document, dict):
-        raise bad_checkpoint(
-            path,
-            got=document if isinstance(document, str) else type(document).__name__,
-            expected='a JSON object, as the training of GR00T writes it',
-            next_step='Name the folder that holds config.json, often called checkpoint-<steps>.',
-        )
-    return document
-
-
 def processor_folder(folder: Path) -> Path:
     """Return where the files of the processor are: beside the weights, or where training puts them."""
     inner = folder / 'processor'
@@ -164,35 +146,25 @@ def read_checkpoint(folder: Path, *, version: str, embodiment: str | None = None
     where = str(inner / PROCESSOR)
     document = read_json(inner / PROCESSOR)
     statistics, numbers = read_json(inner / STATISTICS), read_json(inner / EMBODIMENTS)
-    try:
+    with reading(
+        where,
+        expected='what the library of GR00T writes there, its statistics and embodiment ids beside it',
+    ):
         processor = document['processor_kwargs']
         modalities = processor['modality_configs']
         tag = pick_embodiment(where, [t for t in modalities if t in statistics], embodiment)
         if processor.get('exclude_state'):
             raise unsupported(where, 'exclude_state: true', 'a policy that looks at the state')
+        horizon = int(config.get('action_horizon', _DEFAULT_ROWS[version]))
         reader = _Reader(where, tag, modalities[tag], processor, statistics[tag])
         return Checkpoint(
             folder=folder,
             version=version,
             config=config,
-            embodiment=reader.read(int(numbers[tag]), _find_rows(config, version)),
+            embodiment=reader.read(int(numbers[tag]), horizon),
             cleans_words=bool(processor['formalize_language']),
             state_width=int(processor['max_state_dim']),
         )
-    except BundleError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as fault:
-        raise bad_checkpoint(
-            where,
-            got=f'{type(fault).__name__}: {fault}',
-            expected='what the library of GR00T writes there, its statistics and embodiment ids beside it',
-            next_step='Save the checkpoint again with the library that it was trained with.',
-        ) from fault
-
-
-def _find_rows(config: Mapping[str, Any], version: str) -> int:
-    """Return the rows that the head makes: the library leaves out of the file what is its default."""
-    return int(config.get('action_horizon', _DEFAULT_ROWS[version]))
 
 
 def pick_embodiment(where: str, known: Sequence[str], wanted: str | None) -> str:
@@ -210,17 +182,6 @@ def pick_embodiment(where: str, known: Sequence[str], wanted: str | None) -> str
         expected=f'one of {", ".join(sorted(known)) or "(none)"}',
         next_step='Name the robot that the bundle is for: --embodiment TAG.',
         code='unknown_embodiment',
-    )
-
-
-def unsupported(where: str, got: object, expected: str) -> BundleError:
-    """Return the error of a setting that no bundle can follow."""
-    return bad_checkpoint(
-        where,
-        got=got,
-        expected=expected,
-        next_step='Train without this setting; no bundle can follow it.',
-        code='unsupported_setting',
     )
 
 

@@ -19,6 +19,12 @@ import numpy as np
 from vla_policy_ros.bundle.statistics import GroupStatistics
 from vla_policy_ros.core.errors import BundleError
 from vla_policy_ros.core.specs import Representation
+from vla_policy_ros.export.checkpoint_files import (
+    bad_checkpoint,
+    read_json,
+    reading,
+    unsupported,
+)
 from vla_policy_ros.export.groot import eagle
 from vla_policy_ros.export.groot.checkpoint import (
     CONFIG,
@@ -28,13 +34,10 @@ from vla_policy_ros.export.groot.checkpoint import (
     VectorKey,
     check_steps,
     pick_embodiment,
-    read_json,
-    unsupported,
 )
 from vla_policy_ros.export.groot.images import Size, read_geometry
 from vla_policy_ros.export.groot.library import require_gr00t, silent_library
 from vla_policy_ros.export.groot.rules import Normalization, Rules
-from vla_policy_ros.export.lerobot.faults import bad_checkpoint
 
 METADATA = Path('experiment_cfg') / 'metadata.json'
 """The statistics, beside the weights."""
@@ -89,18 +92,11 @@ def read_checkpoint_n15(folder: Path, *, embodiment: str | None = None) -> Check
         tag, name = '', embodiment or ''
     tag = pick_embodiment(str(path), tuple(documents), tag or None)
     metadata = documents[tag]
-    try:
+    with reading(path, expected='what the library of GR00T N1.5 writes there'):
         name, data = _pick_data_config(path, name, metadata)
         reader = _Reader.of_data_config(f'{path}: {tag}', data, metadata)
         robot = reader.read(f'{tag}/{name}')
-    except (KeyError, TypeError, AttributeError) as fault:
-        raise bad_checkpoint(
-            path,
-            got=f'{type(fault).__name__}: {fault}',
-            expected='what the library of GR00T N1.5 writes there',
-            next_step='Save the checkpoint again with the library that it was trained with.',
-        ) from fault
-    width, height = next(iter(metadata['modalities']['video'].values()))['resolution']
+        width, height = next(iter(metadata['modalities']['video'].values()))['resolution']
     return CheckpointN15(
         folder=folder,
         version='n1.5',

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vla_policy_ros.core.specs import Array
+from vla_policy_ros.export.checkpoint_files import unsupported
 from vla_policy_ros.export.groot.backbone import (
     CONTEXT,
     TOKEN_MASK,
@@ -21,15 +22,16 @@ from vla_policy_ros.export.groot.backbone import (
     Backbone,
     TokenLayout,
 )
-from vla_policy_ros.export.groot.checkpoint import unsupported
-from vla_policy_ros.export.groot.eagle_library import eagle_on_cpu, load_weights
+from vla_policy_ros.export.groot.eagle_library import eagle_on_cpu
 from vla_policy_ros.export.groot.eagle_network import (
     EagleParts,
     EagleText,
     EagleVision,
     image_size,
 )
+from vla_policy_ros.export.groot.images import Size
 from vla_policy_ros.export.groot.library import require_gr00t
+from vla_policy_ros.export.groot.weights import load_weights
 from vla_policy_ros.export.traced_policy import Words
 from vla_policy_ros.export.tracing import TracedStage, quiet_library, require_torch
 
@@ -110,7 +112,7 @@ def load_n15(folder: Path, *, rows: int | None = None, vlm: Path | None = None) 
     return model
 
 
-def camera_format(processor: Any, size: tuple[int, int]) -> dict[str, Any]:
+def camera_format(processor: Any, size: Size) -> dict[str, Any]:
     """Return what happens to an image of `size` before the network, as keys of a camera in `bundle.yaml`.
 
     Args:
@@ -132,7 +134,7 @@ def camera_format(processor: Any, size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _further_steps(processor: Any, size: tuple[int, int]) -> list[dict[str, Any]]:
+def _further_steps(processor: Any, size: Size) -> list[dict[str, Any]]:
     resize = getattr(sys.modules[type(processor).__module__], 'smart_resize', None)
     if resize:  # N1.6: to whole windows of patches
         target, library = resize(*size), 'pil'
@@ -151,7 +153,7 @@ def _further_steps(processor: Any, size: tuple[int, int]) -> list[dict[str, Any]
     return [{**step, 'library': library, 'filter': 'bicubic'}]
 
 
-def _blank(size: tuple[int, int]) -> Any:
+def _blank(size: Size) -> Any:
     image = importlib.import_module('PIL.Image')
     return image.fromarray(np.zeros((*size, 3), np.uint8))
 
@@ -199,7 +201,7 @@ def plan_eagle(
             max_tokens=room,
             pad_token=tokenizer.pad_token,
             template=chat.template,
-            tokenizer=_write_tokenizer(tokenizer),
+            tokenizer=tokenizer.backend_tokenizer.to_str(),
         ),
         library_inputs=lambda tensors: _library_inputs(parts, chat, list(images), tensors),
     )
@@ -272,14 +274,6 @@ def _example_words(processor: Any, chat: _Chat, room: int) -> dict[str, Array]:
     places = np.arange(room)[None]
     mask = (places < len(tokens)).astype(np.int64)
     return {TOKENS: np.resize(tokens, (1, room)).astype(np.int64) * mask, TOKEN_MASK: mask}
-
-
-def _write_tokenizer(tokenizer: Any) -> str:
-    backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.no_truncation()
-    text: str = backend.to_str()
-    return text
 
 
 def _library_inputs(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Isaac-GR00T N1.5 and N1.6 where neither flash-attn nor a GPU is: their models are made and filled here."""
+"""Isaac-GR00T N1.5 and N1.6 where neither flash-attn nor a GPU is: their models are made here."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 
 from vla_policy_ros.core.errors import MissingDependencyError
 from vla_policy_ros.export.groot.library import silent_library
-from vla_policy_ros.export.lerobot.faults import bad_checkpoint
-from vla_policy_ros.export.tracing import require_torch
+from vla_policy_ros.export.groot.weights import left_empty
+from vla_policy_ros.export.tracing import replaced, require_torch
 
 PACKED_VISION = 'siglip2_vision_model'
 """Type of a vision network that takes images of all sizes at once, as that of N1.6."""
@@ -36,18 +36,16 @@ def eagle_on_cpu(module: Any, vlm: Path | None, *, draws: bool) -> Iterator[None
     Raises:
         MissingDependencyError: The model's own code needs what is not installed.
     """
-    own = module.AutoConfig, module.AutoModel
-    module.AutoConfig = module.AutoModel = _LocalEagle(module.AutoConfig, vlm, draws=draws)
-    finder = _NoRadio()
+    local, finder = _LocalEagle(module.AutoConfig, vlm, draws=draws), _NoRadio()
+    emptiness = nullcontext() if draws else left_empty()
     sys.meta_path.insert(0, finder)
     try:
-        with silent_library(), nullcontext() if draws else left_empty():
+        with replaced(module, AutoConfig=local, AutoModel=local), silent_library(), emptiness:
             yield
     except ImportError as fault:
-        raise missing_library(fault) from fault
+        raise _missing_library(fault) from fault
     finally:
         sys.meta_path.remove(finder)
-        module.AutoConfig, module.AutoModel = own
 
 
 class _NoRadio(MetaPathFinder, Loader):
@@ -60,7 +58,7 @@ class _NoRadio(MetaPathFinder, Loader):
         vars(module).update(RADIOConfig=None, RADIOModel=None)
 
 
-def missing_library(fault: ImportError) -> MissingDependencyError:
+def _missing_library(fault: ImportError) -> MissingDependencyError:
     """Return the error of code of the vision-language model that cannot be imported."""
     return MissingDependencyError(
         'export groot',
@@ -137,43 +135,3 @@ def _attend_packed(
     parts = (part.split(seq_len_list, dim=2) for part in (queries, keys, values))
     seen = [attend(*part, scale=scaling) for part in zip(*parts, strict=True)]
     return torch.cat(seen, dim=2).transpose(1, 2), None
-
-
-@contextmanager
-def left_empty() -> Iterator[None]:
-    """Leave the weights of modules that are made as the memory is; does not nest, since transformers' own does not."""
-    with importlib.import_module('transformers.modeling_utils').no_init_weights():
-        yield
-
-
-def load_weights(model: Any, folder: Path) -> None:
-    """Fill a module with the weights of a checkpoint.
-
-    Raises:
-        BundleError: Some are not there (`missing_weights`), or they are of other shapes (`other_vlm`).
-    """
-    read = importlib.import_module('safetensors.torch').load_file
-    # The head of the language model is not used, and not kept where it is the embedding.
-    wanted = {name for name in model.state_dict() if not name.endswith('lm_head.weight')}
-    missing = set(wanted)
-    for path in sorted(folder.glob('*.safetensors')):
-        weights = read(path)
-        try:
-            model.load_state_dict(weights, strict=False)
-        except RuntimeError as fault:  # of PyTorch: other shapes
-            raise bad_checkpoint(
-                path,
-                got=' '.join(str(fault).split())[:300],
-                expected='weights that fit the configuration of the vision-language model',
-                next_step='Name the folder of the model that the policy was trained with: --vlm FOLDER.',
-                code='other_vlm',
-            ) from fault
-        missing -= weights.keys()
-    if missing:
-        raise bad_checkpoint(
-            folder,
-            got=f'no {", ".join(sorted(missing)[:3])}, {len(missing)} of {len(wanted)} missing',
-            expected='all weights of the policy',
-            next_step='Take the whole checkpoint: every .safetensors file and their index.',
-            code='missing_weights',
-        )

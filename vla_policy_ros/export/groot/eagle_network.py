@@ -15,10 +15,8 @@ from typing import Any
 
 from vla_policy_ros.export.attention import attend, hide, make_rotation, rotate, split_heads
 from vla_policy_ros.export.groot.eagle_library import PACKED_VISION
+from vla_policy_ros.export.groot.images import Size
 from vla_policy_ros.export.tracing import require_torch
-
-Size = tuple[int, int]
-"""Height and width of an image in pixels."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vla_policy_ros.core.errors import BundleError
-from vla_policy_ros.export.lerobot.faults import bad_checkpoint
+from vla_policy_ros.export.checkpoint_files import bad_checkpoint
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -91,7 +91,7 @@ def _unknown(got: str) -> BundleError:
     return bad_checkpoint(
         "the library's evaluation transformation",
         got=got,
-        expected=f'one of {", ".join(_READERS)}, as N1.6 and N1.7 use them',
+        expected=f'one of {", ".join(_READERS)}, as the library uses them',
         next_step='Export with the released version of the library that the policy was trained with.',
         code='unknown_transform',
     )

@@ -4,17 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from vla_policy_ros.bundle.statistics import GroupStatistics
 from vla_policy_ros.core.specs import Column
 from vla_policy_ros.export.groot.checkpoint import ActionKey, Checkpoint, Embodiment, VectorKey
 from vla_policy_ros.export.groot.names import Names
-from vla_policy_ros.export.traced_policy import STATE_TENSOR, Words, image_tensor
+from vla_policy_ros.export.traced_policy import STATE_TENSOR, STATISTICS, Words, image_tensor
 from vla_policy_ros.export.tracing import TracedStage
-
-STATISTICS, TOKENIZER = 'statistics.json', 'tokenizer.json'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -69,7 +67,7 @@ def make_manifest(
             'pad_to': checkpoint.state_width,
             'history_ns': _history(robot.state_steps, step_ns),
         },
-        'instruction': {**asdict(plan.words), 'tokenizer': TOKENIZER, 'cleaning': cleaning},
+        'instruction': {**plan.words.as_dict(), 'cleaning': cleaning},
         'action': {
             'tensor': plan.action_tensor,
             'groups': [_action_group(key, names.action[key.key]) for key in robot.action],

@@ -18,9 +18,9 @@ from vla_policy_ros.core.specs import Column
 from vla_policy_ros.datasets.faults import raise_fault
 from vla_policy_ros.datasets.json_files import read_json
 from vla_policy_ros.datasets.naming import make_camera_names, make_column
+from vla_policy_ros.export.checkpoint_files import bad_checkpoint
 from vla_policy_ros.export.groot.checkpoint import ActionKey, Embodiment, VectorKey
 from vla_policy_ros.export.groot.images import Size
-from vla_policy_ros.export.lerobot.faults import bad_checkpoint
 
 _STATE, _ACTION = 'observation.state', 'action'
 _Key = TypeVar('_Key', bound=VectorKey)

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vla_policy_ros.bundle.manifest import Camera
 from vla_policy_ros.bundle.probe import Probe
 from vla_policy_ros.core.specs import Array
@@ -20,7 +18,12 @@ from vla_policy_ros.export.groot.library import silent_library
 from vla_policy_ros.export.groot.manifest import Plan
 from vla_policy_ros.export.groot.names import Names
 from vla_policy_ros.export.groot.versions import Version, find_version
-from vla_policy_ros.export.traced_policy import STATE_TENSOR, image_tensor, random_values
+from vla_policy_ros.export.traced_policy import (
+    STATE_TENSOR,
+    example_mask,
+    image_tensor,
+    random_values,
+)
 from vla_policy_ros.export.tracing import require_torch
 
 
@@ -45,7 +48,7 @@ class GrootPolicy:
         cls, folder: Path, *, embodiment: str | None = None, vlm: Path | None = None
     ) -> GrootPolicy:
         """Load a checkpoint, float32, on the CPU; arguments and errors as those of `export_groot`."""
-        _, version = find_version(folder)
+        version = find_version(folder)
         return cls.open(version, version.read(folder, embodiment), vlm)
 
     @classmethod
@@ -81,7 +84,7 @@ class GrootPolicy:
             head,
             backbone.layout,
             backbone.stages[-1].run(),
-            token_mask=_example_mask(backbone.layout.num_words),
+            token_mask=example_mask(backbone.layout.num_words),
             state=random_values((1, len(robot.state_steps), self.checkpoint.state_width)),
             embodiment_id=robot.number,
             rows=robot.rows,
@@ -115,9 +118,3 @@ class GrootPolicy:
             chunk = self.model.get_action(inputs)['action_pred']
         rows = chunk[:, : self.checkpoint.embodiment.rows]
         return Probe(tensors, noise.numpy(), rows.numpy())
-
-
-def _example_mask(num_words: int) -> Array:
-    """Return the mask of an instruction that fills two thirds of its room."""
-    places = np.arange(num_words)[None]
-    return (places < max(2 * num_words // 3, 1)).astype(np.int64)

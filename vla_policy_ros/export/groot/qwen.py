@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vla_policy_ros.core.errors import BundleError
 from vla_policy_ros.core.specs import Array
+from vla_policy_ros.export.checkpoint_files import unsupported
 from vla_policy_ros.export.groot.backbone import (
     CONTEXT,
     TOKEN_MASK,
@@ -21,13 +20,13 @@ from vla_policy_ros.export.groot.backbone import (
     Backbone,
     TokenLayout,
 )
-from vla_policy_ros.export.groot.checkpoint import unsupported
-from vla_policy_ros.export.groot.eagle_library import left_empty, load_weights
+from vla_policy_ros.export.groot.images import Size
 from vla_policy_ros.export.groot.library import require_gr00t
 from vla_policy_ros.export.groot.qwen_network import Grid, QwenParts, QwenText, QwenVision
-from vla_policy_ros.export.lerobot.faults import bad_checkpoint
+from vla_policy_ros.export.groot.weights import left_empty, load_weights
 from vla_policy_ros.export.traced_policy import Words
-from vla_policy_ros.export.tracing import TracedStage, quiet_library, require_torch
+from vla_policy_ros.export.tracing import TracedStage, quiet_library, replaced, require_torch
+from vla_policy_ros.export.vlm_files import find_vlm, missing_vlm
 
 _IMAGES = 'image_tokens'
 _WHERE = 'processor of the vision-language model'
@@ -53,17 +52,16 @@ def build_n17(config: Any, *, vlm: Path | None = None) -> Any:
     """
     backbone = _require('model.modules.qwen3_backbone')
     processing = _require('model.gr00t_n1d7.processing_gr00t_n1d7')
-    folder = _find_vlm(config.model_name, vlm)
+    folder = find_vlm(str(vlm or config.model_name))
     processor, shape = _read_vlm(folder)
     text = shape.text_config
-    text.num_hidden_layers = min(
-        text.num_hidden_layers, config.select_layer
-    )  # the rest is dropped
+    # The library drops the rest.
+    text.num_hidden_layers = min(text.num_hidden_layers, config.select_layer)
     untrained = _Untrained(backbone.Qwen3VLForConditionalGeneration, shape)
     with (
         quiet_library(),
-        _replaced(backbone, 'Qwen3VLForConditionalGeneration', untrained),
-        _replaced(processing, 'build_processor', lambda *_: processor),
+        replaced(backbone, Qwen3VLForConditionalGeneration=untrained),
+        replaced(processing, build_processor=lambda *_: processor),
     ):
         policy = _require('model.gr00t_n1d7.gr00t_n1d7').Gr00tN1d7(config)
     policy.collator.model_name = folder
@@ -86,16 +84,7 @@ def load_n17(folder: Path, *, vlm: Path | None = None) -> Any:
     config = library.Gr00tN1d7Config.from_pretrained(str(folder))
     with left_empty():
         policy = build_n17(config, vlm=vlm)
-    try:
-        load_weights(policy, folder)
-    except RuntimeError as fault:  # of PyTorch: weights of another shape
-        raise bad_checkpoint(
-            f'vision-language model {policy.collator.model_name}',
-            got=' '.join(str(fault).split())[:300],
-            expected="a configuration that fits the checkpoint's weights",
-            next_step='Name the folder of the model that the policy was trained with: --vlm FOLDER.',
-            code='other_vlm',
-        ) from fault
+    load_weights(policy, folder)
     return policy
 
 
@@ -115,22 +104,12 @@ class _Untrained:
         return self._class(self._config).float()
 
 
-@contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
-
-
 def _read_vlm(folder: str) -> tuple[Any, Any]:
     """Return processor and configuration of a vision-language model; its attention is one that every machine has."""
     transformers = importlib.import_module('transformers')
     for name in _FILES:
         if not Path(folder, name).is_file():
-            raise _missing_vlm(folder, f'no {name}')
+            raise missing_vlm(folder, f'no {name}')
     try:
         with quiet_library():
             return (
@@ -140,32 +119,10 @@ def _read_vlm(folder: str) -> tuple[Any, Any]:
                 ),
             )
     except (OSError, ValueError) as fault:
-        raise _missing_vlm(folder, ' '.join(str(fault).split())[:160]) from fault
+        raise missing_vlm(folder, fault) from fault
 
 
-def _find_vlm(name: str, vlm: Path | None) -> str:
-    if vlm or Path(name).is_dir():
-        return str(vlm or name)
-    hub = importlib.import_module('huggingface_hub')
-    try:
-        return str(hub.snapshot_download(name, local_files_only=True))
-    except (OSError, ValueError) as fault:  # not cached, or no name of the hub
-        got = 'no such folder, and nothing of this name in the cache of the Hugging Face hub'
-        raise _missing_vlm(name, got) from fault
-
-
-def _missing_vlm(name: str, got: str) -> BundleError:
-    return bad_checkpoint(
-        f'vision-language model {name}',
-        got=got,
-        expected='its configuration and tokenizer; no weights are needed',
-        next_step='Name a folder that holds them, --vlm FOLDER, or bring them into the cache: '
-        "hf download NAME --include '*.json' '*.txt' '*.jinja'",
-        code='missing_vlm',
-    )
-
-
-def camera_format(processor: Any, size: tuple[int, int]) -> dict[str, Any]:
+def camera_format(processor: Any, size: Size) -> dict[str, Any]:
     """Return the entries of a camera in the manifest, from the images that GR00T's own steps leave to the tensor.
 
     Args:
@@ -206,7 +163,7 @@ def camera_format(processor: Any, size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _find_grid(processor: Any, size: tuple[int, int]) -> Grid:
+def _find_grid(processor: Any, size: Size) -> Grid:
     """Return rows and columns of the patches that the library makes of an image of a height and width."""
     blank = np.zeros((*size, 3), np.uint8)
     with quiet_library():
@@ -220,7 +177,7 @@ def plan_qwen(
     processor: Any,
     images: Mapping[str, Array],
     *,
-    sizes: Mapping[str, tuple[int, int]],
+    sizes: Mapping[str, Size],
     max_words: int,
 ) -> Backbone:
     """Return how the backbone of an N1.7 becomes stages.

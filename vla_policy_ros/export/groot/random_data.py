@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
@@ -15,6 +14,7 @@ from vla_policy_ros.bundle.statistics import compute_statistics
 from vla_policy_ros.core.dataset import Dataset, DatasetInfo
 from vla_policy_ros.core.errors import DatasetError
 from vla_policy_ros.core.specs import Array, Column, ColumnKind
+from vla_policy_ros.export.dataset_numbers import read_episodes
 
 Keys = Mapping[str, slice]
 """Key to columns; the keys follow each other as the columns do."""
@@ -91,7 +91,7 @@ class DataKeys:
         Raises:
             DatasetError: No episode is as long as a chunk (`short_episodes`).
         """
-        episodes = list(_read_episodes(dataset))
+        episodes = list(read_episodes(dataset))
         chunks = [
             _relative_chunks(state, action, self.rows)
             for state, action in episodes
@@ -156,12 +156,6 @@ def _split_columns(columns: Sequence[Column], joints: str) -> Keys:
         keys[f'{name}_{count}' if count else name] = slice(start, stop)
         start = stop
     return keys
-
-
-def _read_episodes(dataset: Dataset) -> Iterator[tuple[Array, Array]]:
-    for index in range(dataset.info.num_episodes):
-        with closing(dataset.episode(index)) as episode:
-            yield episode.state, episode.action if dataset.info.action else episode.state
 
 
 def _relative_chunks(state: Array, action: Array, rows: int) -> Array:

@@ -14,7 +14,7 @@ from vla_policy_ros.export.groot import eagle, qwen
 from vla_policy_ros.export.groot.checkpoint_n15 import METADATA
 from vla_policy_ros.export.groot.library import require_gr00t, silent_library
 from vla_policy_ros.export.groot.random_data import DataKeys
-from vla_policy_ros.export.groot.random_vlm import Size, write_qwen, write_small_eagle
+from vla_policy_ros.export.groot.random_vlm import NetworkSize, write_qwen, write_small_eagle
 from vla_policy_ros.export.tracing import require_torch
 
 TAG = 'new_embodiment'
@@ -66,7 +66,7 @@ _SELF_ATTENTION = {
     'dropout': 0.2,
     'final_dropout': True,
 }
-_N17: Mapping[Size, dict[str, Any]] = {
+_N17: Mapping[NetworkSize, dict[str, Any]] = {
     'small': {
         **_SMALL_HEAD,
         'select_layer': 3,
@@ -78,7 +78,7 @@ _N17: Mapping[Size, dict[str, Any]] = {
         'vl_self_attention_cfg': _SELF_ATTENTION,
     },
 }
-_N16: Mapping[Size, dict[str, Any]] = {
+_N16: Mapping[NetworkSize, dict[str, Any]] = {
     'small': {**_SMALL_HEAD, 'select_layer': 3},
     'full': {
         'max_state_dim': 128,
@@ -88,11 +88,11 @@ _N16: Mapping[Size, dict[str, Any]] = {
     },
 }
 _N15_ROWS = 16  # of `so100_dualcam`
-_N15_BACKBONE: Mapping[Size, dict[str, Any]] = {
+_N15_BACKBONE: Mapping[NetworkSize, dict[str, Any]] = {
     'small': {'select_layer': 3},
     'full': {'select_layer': 12},
 }
-_N15: Mapping[Size, dict[str, Any]] = {
+_N15: Mapping[NetworkSize, dict[str, Any]] = {
     'small': {
         'max_state_dim': 64,
         'action_dim': 32,
@@ -115,8 +115,8 @@ _N15: Mapping[Size, dict[str, Any]] = {
         'vl_self_attention_cfg': _SELF_ATTENTION,
     },
 }
-_ROWS: Mapping[Size, int] = {'small': 8, 'full': 16}
-_EDGE_PX: Mapping[Size, int] = {'small': 96, 'full': 256}
+_ROWS: Mapping[NetworkSize, int] = {'small': 8, 'full': 16}
+_EDGE_PX: Mapping[NetworkSize, int] = {'small': 96, 'full': 256}
 
 
 def write_random_checkpoint(
@@ -124,7 +124,7 @@ def write_random_checkpoint(
     dataset: Dataset,
     *,
     version: str,
-    size: Size = 'small',
+    size: NetworkSize = 'small',
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     vlm: Path | None = None,
@@ -163,7 +163,7 @@ def write_random_checkpoint(
         return WRITERS[version](folder, dataset, size, vlm, settings or {})
 
 
-def _processor_settings(dataset: Dataset, size: Size) -> dict[str, Any]:
+def _processor_settings(dataset: Dataset, size: NetworkSize) -> dict[str, Any]:
     """Return what the processors of N1.6 and N1.7 are made of."""
     keys = DataKeys.of_dataset(dataset.info, rows=_ROWS[size])
     return {
@@ -178,7 +178,11 @@ def _processor_settings(dataset: Dataset, size: Size) -> dict[str, Any]:
 
 
 def _write_n17(
-    folder: Path, dataset: Dataset, size: Size, vlm: Path | None, settings: Mapping[str, Any]
+    folder: Path,
+    dataset: Dataset,
+    size: NetworkSize,
+    vlm: Path | None,
+    settings: Mapping[str, Any],
 ) -> Path | None:
     configs = require_gr00t('configs.model.gr00t_n1d7', version='n1.7')
     processors = require_gr00t('model.gr00t_n1d7.processing_gr00t_n1d7', version='n1.7')
@@ -196,7 +200,11 @@ def _write_n17(
 
 
 def _write_n16(
-    folder: Path, dataset: Dataset, size: Size, vlm: Path | None, settings: Mapping[str, Any]
+    folder: Path,
+    dataset: Dataset,
+    size: NetworkSize,
+    vlm: Path | None,
+    settings: Mapping[str, Any],
 ) -> Path | None:
     configs = require_gr00t('configs.model.gr00t_n1d6', version='n1.6')
     processors = require_gr00t('model.gr00t_n1d6.processing_gr00t_n1d6', version='n1.6')
@@ -213,7 +221,11 @@ def _write_n16(
 
 
 def _write_n15(
-    folder: Path, dataset: Dataset, size: Size, vlm: Path | None, settings: Mapping[str, Any]
+    folder: Path,
+    dataset: Dataset,
+    size: NetworkSize,
+    vlm: Path | None,
+    settings: Mapping[str, Any],
 ) -> Path | None:
     """Write a checkpoint for the library's data config `so100_dualcam`, which needs a dataset like that arm's."""
     library = require_gr00t('model.gr00t_n1', version='n1.5')

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from vla_policy_ros.export.groot.checkpoint import read_json
+from vla_policy_ros.export.checkpoint_files import read_json
 from vla_policy_ros.export.groot.library import require_gr00t
 
-Size = Literal['small', 'full']
+NetworkSize = Literal['small', 'full']
+"""A few narrow layers, or the shape of the published checkpoints."""
 _TEXTS = ['pick up the red cube', 'put the cube into the box', 'user push pull and turn it\n']
 _PAD, _END = '<|endoftext|>', '<|im_end|>'
 _MARKS = {
@@ -78,7 +79,7 @@ _SMALL_QWEN_VISION = {
     'deepstack_visual_indexes': [0, 2],
     'initializer_range': 0.2,
 }
-_QWEN: Mapping[Size, tuple[dict[str, Any], dict[str, Any], int]] = {
+_QWEN: Mapping[NetworkSize, tuple[dict[str, Any], dict[str, Any], int]] = {
     'small': (_SMALL_QWEN_TEXT, _SMALL_QWEN_VISION, 32 * 32),
     'full': (_QWEN_TEXT, _QWEN_VISION, 256 * 256),
 }
@@ -105,7 +106,7 @@ _EAGLE_HOMES = {
 }
 
 
-def write_qwen(folder: Path, *, size: Size) -> None:
+def write_qwen(folder: Path, *, size: NetworkSize) -> None:
     """Write configuration, processor and tokenizer of a Qwen3-VL; no weights."""
     transformers = importlib.import_module('transformers')
     tokenizer = _make_tokenizer()

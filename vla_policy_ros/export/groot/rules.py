@@ -23,7 +23,7 @@ import numpy as np
 
 from vla_policy_ros.bundle.statistics import GroupStatistics
 from vla_policy_ros.core.errors import BundleError
-from vla_policy_ros.export.lerobot.faults import bad_checkpoint
+from vla_policy_ros.export.checkpoint_files import bad_checkpoint
 
 Normalization = Literal['identity', 'min_max', 'quantile', 'mean_std', 'sin_cos']
 _BOUNDS: Mapping[str, tuple[str, str]] = {'min_max': ('min', 'max'), 'quantile': ('q01', 'q99')}

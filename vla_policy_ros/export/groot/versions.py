@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vla_policy_ros.core.specs import Array
+from vla_policy_ros.export.checkpoint_files import bad_checkpoint, read_json
 from vla_policy_ros.export.groot import eagle, qwen
 from vla_policy_ros.export.groot.backbone import Backbone
 from vla_policy_ros.export.groot.checkpoint import (
@@ -17,7 +18,6 @@ from vla_policy_ros.export.groot.checkpoint import (
     Checkpoint,
     processor_folder,
     read_checkpoint,
-    read_json,
 )
 from vla_policy_ros.export.groot.checkpoint_n15 import (
     format_camera_n15,
@@ -27,7 +27,6 @@ from vla_policy_ros.export.groot.checkpoint_n15 import (
 )
 from vla_policy_ros.export.groot.images import Size, read_geometry
 from vla_policy_ros.export.groot.library import require_gr00t
-from vla_policy_ros.export.lerobot.faults import bad_checkpoint
 
 
 class BackbonePlanner(Protocol):
@@ -67,22 +66,22 @@ class Version:
     plan_backbone: BackbonePlanner
 
 
-def find_version(folder: Path) -> tuple[str, Version]:
-    """Return the version of a checkpoint and its name.
+def find_version(folder: Path) -> Version:
+    """Return the version of a checkpoint.
 
     Raises:
         BundleError: It is of another family or version (`unsupported_policy`), or `config.json` is missing.
     """
     found = read_json(folder / CONFIG).get('model_type')
-    for name, version in VERSIONS.items():
+    for version in VERSIONS.values():
         if version.model_type == found:
-            return name, version
+            return version
     known = ', '.join(f'{version.model_type} ({name})' for name, version in VERSIONS.items())
     raise bad_checkpoint(
         f'{folder / CONFIG}: model_type',
         got=found,
         expected=f'one of {known}',
-        next_step='Only these versions can be exported so far.',
+        next_step='Name a checkpoint of one of these; no other can be exported so far.',
         code='unsupported_policy',
     )
 

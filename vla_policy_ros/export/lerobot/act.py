@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vla_policy_ros.bundle.probe import Probe
 from vla_policy_ros.core.specs import Array
 from vla_policy_ros.export.lerobot.checkpoint import STATE, Checkpoint
 from vla_policy_ros.export.lerobot.plan import Plan, library_inputs, observation_examples
-from vla_policy_ros.export.traced_policy import STATE_TENSOR, Reference
+from vla_policy_ros.export.traced_policy import STATE_TENSOR
 from vla_policy_ros.export.tracing import TracedStage, require_torch
 
 _ACTION = 'action'
@@ -45,12 +46,12 @@ def plan_act(checkpoint: Checkpoint, policy: Any) -> Plan:
     )
 
 
-def _run_library(checkpoint: Checkpoint, policy: Any, tensors: Mapping[str, Array]) -> Reference:
+def _run_library(checkpoint: Checkpoint, policy: Any, tensors: Mapping[str, Array]) -> Probe:
     torch = require_torch()
     images, state = library_inputs(checkpoint, tensors)
     with torch.inference_mode():
         actions = policy.model({STATE: state, 'observation.images': images})[0]
-    return Reference(None, actions.numpy())
+    return Probe(tensors, None, actions.numpy())
 
 
 def _find_places(network: Any, inputs: Mapping[str, Array]) -> Any:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vla_policy_ros.export.lerobot.faults import bad_checkpoint
-from vla_policy_ros.export.lerobot.processors import Processors, read_json, read_processors
+from vla_policy_ros.export.checkpoint_files import bad_checkpoint, read_json, reading
+from vla_policy_ros.export.lerobot.processors import Processors, read_processors
 from vla_policy_ros.export.lerobot.rules import Rule
 from vla_policy_ros.export.lerobot.tensor_file import TensorFile
 
@@ -92,19 +92,12 @@ def read_checkpoint(
     where = folder / CONFIG
     weights = TensorFile(folder / WEIGHTS)
     processors = read_processors(folder, _modes(config), weights, own_steps=own_steps)
-    try:
+    with reading(where, expected='type, input_features and output_features with an action'):
+        str(config['type'])
         inputs, outputs = config['input_features'], config['output_features']
         kinds = {key: feature['type'] for key, feature in inputs.items()}
         shapes = {key: tuple(map(int, feature['shape'])) for key, feature in inputs.items()}
         action_shape = tuple(map(int, outputs[ACTION]['shape']))
-        str(config['type'])
-    except (KeyError, TypeError, AttributeError, ValueError) as fault:
-        raise bad_checkpoint(
-            where,
-            got=f'no usable {fault}',
-            expected='type, input_features and output_features with an action',
-            next_step='Save the policy again with save_pretrained() of lerobot.',
-        ) from fault
     _check_kinds(where, kinds, shapes)
     images = tuple(
         _image(key, shapes[key], processors) for key, kind in kinds.items() if kind == 'VISUAL'

@@ -5,29 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vla_policy_ros.bundle.bundle import Bundle
-from vla_policy_ros.bundle.probe import Probe
-from vla_policy_ros.bundle.statistics import write_statistics
-from vla_policy_ros.bundle.writer import write_bundle
 from vla_policy_ros.core.dataset import Dataset, DatasetInfo
-from vla_policy_ros.core.errors import ConfigurationError
-from vla_policy_ros.core.specs import Array
+from vla_policy_ros.export.checkpoint_files import bad_checkpoint, read_json
 from vla_policy_ros.export.lerobot.act import plan_act
 from vla_policy_ros.export.lerobot.checkpoint import CONFIG, Checkpoint, read_checkpoint
 from vla_policy_ros.export.lerobot.diffusion import plan_diffusion
-from vla_policy_ros.export.lerobot.faults import bad_checkpoint
+from vla_policy_ros.export.lerobot.flow import settle_cameras
 from vla_policy_ros.export.lerobot.library import load_policy, use_vlm
-from vla_policy_ros.export.lerobot.manifest import (
-    STATISTICS,
-    TOKENIZER,
-    find_names,
-    make_manifest,
-    make_statistics,
-)
+from vla_policy_ros.export.lerobot.manifest import find_names, make_manifest, make_statistics
 from vla_policy_ros.export.lerobot.pi0 import (
     LINE_STEP,
     PROMPT_STEP,
@@ -36,19 +24,10 @@ from vla_policy_ros.export.lerobot.pi0 import (
     plan_pi05,
 )
 from vla_policy_ros.export.lerobot.plan import Plan
-from vla_policy_ros.export.lerobot.processors import TOKENIZER_STEP, read_json
-from vla_policy_ros.export.lerobot.smolvla import NEWLINE_STEP, plan_smolvla, settle_cameras
-from vla_policy_ros.export.proof import (
-    PROBE,
-    ProvenBundle,
-    StageExample,
-    compare_stages,
-    new_folder,
-    policy_name,
-    probe_observation,
-    prove_policy,
-)
-from vla_policy_ros.export.tracing import trace
+from vla_policy_ros.export.lerobot.processors import TOKENIZER_STEP
+from vla_policy_ros.export.lerobot.smolvla import NEWLINE_STEP, plan_smolvla
+from vla_policy_ros.export.proof import ProvenBundle, new_folder, policy_name
+from vla_policy_ros.export.traced_bundle import settle_step_ns, write_traced_bundle
 
 
 def _keep(checkpoint: Checkpoint, info: DatasetInfo | None) -> Checkpoint:  # noqa: ARG001 - one signature for all
@@ -109,7 +88,6 @@ FAMILIES: Mapping[str, Family] = {
     ),
 }
 """LeRobot's name of a family to what is special about it."""
-_SOURCE = 'PyTorch'
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,25 +130,22 @@ def export_checkpoint(
     family, info = _find_family(folder), dataset.info if dataset else None
     family.check_library()
     checkpoint = use_vlm(family.settle(family.read(folder), info), vlm)
-    step_ns = _find_step(dataset, step_ns)
+    step_ns = settle_step_ns(step_ns, dataset)
     names = find_names(checkpoint, info)
     with new_folder(out):
         plan = family.make_plan(checkpoint, load_policy(checkpoint, vlm=vlm))
         manifest = make_manifest(checkpoint, plan, names, name=policy_name(out), step_ns=step_ns)
         manifest['source']['checkpoint'] = origin or str(folder)
-        if statistics := make_statistics(checkpoint):
-            write_statistics(out / STATISTICS, statistics)
-        if plan.words:
-            (out / TOKENIZER).write_text(plan.words.tokenizer, encoding='utf-8')
-        for stage in plan.stages:
-            trace(stage, out)
-        bundle = write_bundle(out, manifest)
-        stages = compare_stages(bundle, _examples(bundle, plan), source=_SOURCE)
-        policy = prove_policy(
-            bundle, probe_observation(bundle, dataset), partial(_run_library, plan), source=_SOURCE
+        proven = write_traced_bundle(
+            out,
+            manifest,
+            stages=plan.stages,
+            statistics=make_statistics(checkpoint),
+            words=plan.words,
+            dataset=dataset,
+            reference=plan.reference,
         )
-        bundle = write_bundle(out, {**manifest, 'probe': PROBE})
-    return Export(bundle, stages, policy, plan.executed_rows)
+    return Export(proven.bundle, proven.stages, proven.policy, plan.executed_rows)
 
 
 def _find_family(folder: Path) -> Family:
@@ -181,35 +156,7 @@ def _find_family(folder: Path) -> Family:
             f'{folder / CONFIG}: type',
             got=policy_type,
             expected=f'one of {", ".join(FAMILIES)}',
-            next_step='Only these families can be exported so far.',
+            next_step='Name a checkpoint of one of these; no other can be exported so far.',
             code='unsupported_policy',
         )
     return FAMILIES[policy_type]
-
-
-def _find_step(dataset: Dataset | None, step_ns: int | None) -> int:
-    if step_ns is None and dataset is None:
-        raise ConfigurationError(
-            '--fps',
-            got='nothing, and no --dataset',
-            expected='the rate of the training data, which the checkpoint does not hold',
-            next_step='Name the dataset that the policy was trained on, or its frames per second.',
-            code='unknown_step_time',
-        )
-    if step_ns is not None:
-        return step_ns
-    assert dataset
-    return dataset.info.step_ns
-
-
-def _examples(bundle: Bundle, plan: Plan) -> list[StageExample]:
-    """Return every stage's example values, and what PyTorch makes of them."""
-    return [
-        StageExample(traced.inputs, dict.fromkeys(stage.outputs, traced.run()))
-        for traced, stage in zip(plan.stages, bundle.manifest.stages, strict=True)
-    ]
-
-
-def _run_library(plan: Plan, inputs: Mapping[str, Array]) -> Probe:
-    wanted = plan.reference(inputs)
-    return Probe(inputs, wanted.noise, wanted.output)

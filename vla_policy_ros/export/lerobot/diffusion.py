@@ -7,10 +7,11 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vla_policy_ros.bundle.probe import Probe
 from vla_policy_ros.core.specs import Array
 from vla_policy_ros.export.lerobot.checkpoint import STATE, Checkpoint
 from vla_policy_ros.export.lerobot.plan import Plan, library_inputs, observation_examples
-from vla_policy_ros.export.traced_policy import Reference, random_values
+from vla_policy_ros.export.traced_policy import random_values
 from vla_policy_ros.export.tracing import TracedStage, as_module, require_torch
 
 _CONTEXT, _SAMPLE, _NOISE, _TIMESTEP = 'context', 'sample', 'prediction', 'timestep'
@@ -93,7 +94,7 @@ def _encode(model: Any, *, images: Sequence[Any], state: Any) -> Any:
     return model._prepare_global_conditioning(batch)  # noqa: SLF001
 
 
-def _run_library(checkpoint: Checkpoint, model: Any, tensors: Mapping[str, Array]) -> Reference:
+def _run_library(checkpoint: Checkpoint, model: Any, tensors: Mapping[str, Array]) -> Probe:
     """Run LeRobot's own loop, and draw the noise again that it has drawn."""
     torch = require_torch()
     images, state = library_inputs(checkpoint, tensors)
@@ -102,7 +103,7 @@ def _run_library(checkpoint: Checkpoint, model: Any, tensors: Mapping[str, Array
         generator = torch.Generator().manual_seed(0)
         sample = model.conditional_sample(1, global_cond=context, generator=generator)
     noise = draw_library_noise(model, torch.Generator().manual_seed(0))
-    return Reference(noise, sample.numpy())
+    return Probe(tensors, noise, sample.numpy())
 
 
 def draw_library_noise(model: Any, generator: Any) -> Array:

@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vla_policy_ros.core.errors import BundleError, MissingDependencyError
+from vla_policy_ros.core.errors import MissingDependencyError
+from vla_policy_ros.export.checkpoint_files import bad_checkpoint
 from vla_policy_ros.export.lerobot.checkpoint import CONFIG, Checkpoint
-from vla_policy_ros.export.lerobot.faults import bad_checkpoint
 from vla_policy_ros.export.lerobot.processors import PREPROCESSOR, TOKENIZER_STEP
-from vla_policy_ros.export.tracing import quiet_library, require_torch
+from vla_policy_ros.export.tracing import quiet_library, replaced, require_torch
+from vla_policy_ros.export.vlm_files import find_vlm, missing_vlm
 
 
 def require_lerobot(module: str) -> Any:
@@ -59,7 +60,8 @@ def keep_local(config: Any, *, vlm: Path | None) -> None:
     config.compile_model = False
     config.gradient_checkpointing = False
     if hasattr(config, 'vlm_model_name'):
-        config.vlm_model_name = _find_vlm(str(vlm or config.vlm_model_name))
+        # A folder of which its processor can be made.
+        config.vlm_model_name, _ = _load_local('AutoProcessor', str(vlm or config.vlm_model_name))
 
 
 def use_vlm(checkpoint: Checkpoint, vlm: Path | None) -> Checkpoint:
@@ -94,12 +96,8 @@ def local_tokenizers(vlm: Path | None) -> Iterator[None]:
         vlm: Folder of the tokenizer, whatever name LeRobot has for it; when None, what that name stands for.
     """
     module = require_lerobot('processor.tokenizer_processor')
-    own = module.AutoTokenizer
-    module.AutoTokenizer = _LocalTokenizers(vlm)
-    try:
+    with replaced(module, AutoTokenizer=_LocalTokenizers(vlm)):
         yield
-    finally:
-        module.AutoTokenizer = own
 
 
 class _LocalTokenizers:
@@ -112,18 +110,16 @@ class _LocalTokenizers:
         return load_tokenizer(str(self._vlm or name))
 
 
-def _find_vlm(name: str) -> str:
-    """Return the folder of a vision-language model whose processor can be made of it."""
-    return _load_local('AutoProcessor', name)[0]
-
-
 def _load_local(kind: str, name: str) -> tuple[str, Any]:
     """Return a folder, and what one of transformers' automatic classes makes of it."""
     try:
         auto = getattr(importlib.import_module('transformers'), kind)
-        folder = name if Path(name).is_dir() else _find_cached(name)
-        with quiet_library():
-            return folder, auto.from_pretrained(folder, local_files_only=True)
+        folder = find_vlm(name)
+        try:
+            with quiet_library():
+                return folder, auto.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as fault:
+            raise missing_vlm(name, fault) from fault
     except ImportError as fault:
         raise MissingDependencyError(
             'export lerobot',
@@ -131,28 +127,6 @@ def _load_local(kind: str, name: str) -> tuple[str, Any]:
             expected='transformers, and what it needs for this policy, in this Python environment',
             next_step="Install what LeRobot needs for the policy: pip install 'lerobot[smolvla]' or 'lerobot[pi]'",
         ) from fault
-    except (OSError, ValueError) as fault:
-        raise _missing_vlm(name, ' '.join(str(fault).split())[:160]) from fault
-
-
-def _find_cached(name: str) -> str:
-    hub = importlib.import_module('huggingface_hub')
-    try:
-        return str(hub.snapshot_download(name, local_files_only=True))
-    except (OSError, ValueError) as fault:  # not cached, or no name of the hub
-        got = 'no such folder, and nothing of this name in the cache of the Hugging Face hub'
-        raise _missing_vlm(name, got) from fault
-
-
-def _missing_vlm(name: str, got: str) -> BundleError:
-    return bad_checkpoint(
-        f'vision-language model {name}',
-        got=got,
-        expected='its configuration and tokenizer; no weights are needed',
-        next_step='Name a folder that holds them, --vlm FOLDER, or bring them into the cache: '
-        "hf download NAME --include '*.json' '*.txt'",
-        code='missing_vlm',
-    )
 
 
 def load_policy(checkpoint: Checkpoint, *, vlm: Path | None = None) -> Any:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from vla_policy_ros.bundle.files import hash_file
@@ -17,9 +17,8 @@ from vla_policy_ros.datasets.lerobot_info import Feature
 from vla_policy_ros.datasets.naming import make_column
 from vla_policy_ros.export.lerobot.checkpoint import Checkpoint, ImageFeature, VectorFeature
 from vla_policy_ros.export.lerobot.plan import Plan
-from vla_policy_ros.export.traced_policy import STATE_TENSOR, image_tensor
+from vla_policy_ros.export.traced_policy import STATE_TENSOR, STATISTICS, image_tensor
 
-STATISTICS, TOKENIZER = 'statistics.json', 'tokenizer.json'
 _STATE, _ACTION = 'state', 'action'
 
 
@@ -96,8 +95,7 @@ def make_manifest(
         'stages': [stage.as_dict() for stage in plan.stages],
     }
     if plan.words:
-        rules = asdict(plan.words)
-        manifest['instruction'] = {**rules, 'tokenizer': TOKENIZER}
+        manifest['instruction'] = plan.words.as_dict()
     if plan.loop:
         manifest['loop'] = dict(plan.loop)
     if make_statistics(checkpoint):

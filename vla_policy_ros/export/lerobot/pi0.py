@@ -4,29 +4,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import metadata
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from vla_policy_ros.bundle.instruction import make_prompt
 from vla_policy_ros.bundle.manifest import InstructionInput
 from vla_policy_ros.core.errors import MissingDependencyError
-from vla_policy_ros.core.specs import Array
-from vla_policy_ros.export.lerobot.checkpoint import (
-    CONFIG,
-    STATE,
-    Checkpoint,
-    ImageFeature,
+from vla_policy_ros.export.checkpoint_files import bad_checkpoint
+from vla_policy_ros.export.lerobot.checkpoint import CONFIG, STATE, Checkpoint, ImageFeature
+from vla_policy_ros.export.lerobot.flow import (
+    IMAGE_TOKENS,
+    TOKEN_MASK,
+    TOKENS,
+    flow_stages,
+    plan_flow,
+    resize_matrices,
+    run_library,
 )
-from vla_policy_ros.export.lerobot.faults import bad_checkpoint
 from vla_policy_ros.export.lerobot.library import load_tokenizer, require_lerobot
 from vla_policy_ros.export.lerobot.pi0_network import Pi0, Pi05, encode_images
-from vla_policy_ros.export.lerobot.plan import Plan, library_inputs, observation_examples
+from vla_policy_ros.export.lerobot.plan import Plan, observation_examples
 from vla_policy_ros.export.lerobot.processors import PREPROCESSOR, TOKENIZER_STEP
-from vla_policy_ros.export.traced_policy import STATE_TENSOR, Reference, Words, random_values
+from vla_policy_ros.export.traced_policy import STATE_TENSOR, Words
 from vla_policy_ros.export.tracing import TracedStage, require_torch
 
 LINE_STEP = 'pi0_new_line_processor'
@@ -34,21 +37,6 @@ LINE_STEP = 'pi0_new_line_processor'
 PROMPT_STEP = 'pi05_prepare_state_tokenizer_processor_step'
 """LeRobot's name of the step that puts the words and the state of π0.5 into one text."""
 _MIN_VERSION = (0, 6)
-_IMAGES, _MEMORY, _TOKENS, _MASK = 'image_tokens', 'memory', 'tokens', 'token_mask'
-_SAMPLE, _VELOCITY, _TIMESTEP = 'sample', 'velocity', 'timestep'
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptWords(Words):
-    """Words with the state among them; see `instruction` in bundle.yaml.
-
-    Attributes:
-        state_bins: Number of bins, for a template that holds the state.
-        cleaning: What was done to the training texts.
-    """
-
-    state_bins: int = 256
-    cleaning: Literal['none', 'one_line'] = 'none'
 
 
 def check_library() -> None:
@@ -106,6 +94,7 @@ def plan_pi05(checkpoint: Checkpoint, policy: Any) -> Plan:
     words = _make_words(
         checkpoint,
         template='Task: {instruction}, State: {state};\nAction: ',
+        state_bins=256,
         cleaning='one_line',
     )
     _check_prompt(checkpoint, words)
@@ -113,27 +102,14 @@ def plan_pi05(checkpoint: Checkpoint, policy: Any) -> Plan:
 
 
 def _make_plan(checkpoint: Checkpoint, policy: Any, words: Words, *, network: type[Pi0]) -> Plan:
-    config = policy.config
     policy.float()
-    return Plan(
-        observation_steps=1,
-        crop=None,
-        squeeze_state=True,
-        action_tensor=_SAMPLE,
-        horizon=config.chunk_size,
-        first_row=0,
-        executed_rows=config.n_action_steps,
-        stages=_make_stages(checkpoint, policy, words.max_tokens, network=network),
-        loop={
-            'kind': 'flow_matching_euler',
-            'steps': config.num_inference_steps,
-            'sample': _SAMPLE,
-            'prediction': _VELOCITY,
-            'timestep': _TIMESTEP,
-            'noise_at': 1,
-        },
-        reference=lambda tensors: _run_library(checkpoint, policy, tensors),
+    prepare_images = policy._preprocess_images  # noqa: SLF001 - nothing public does this part alone
+    return plan_flow(
+        policy,
+        _make_stages(checkpoint, policy, words.max_tokens, network=network),
         words=words,
+        steps=policy.config.num_inference_steps,
+        reference=partial(run_library, checkpoint, policy, prepare_images),
     )
 
 
@@ -150,13 +126,13 @@ def _find_step(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
     return step
 
 
-def _make_words(checkpoint: Checkpoint, **rules: Any) -> PromptWords:
+def _make_words(checkpoint: Checkpoint, **rules: Any) -> Words:
     """Say how words become tokens, by the rules of the family; padding is neither seen nor counted, on whatever side."""
     step = _find_step(checkpoint, TOKENIZER_STEP)
     tokenizer = load_tokenizer(str(step.get('tokenizer_name')))
-    return PromptWords(
-        tokens=_TOKENS,
-        mask=_MASK,
+    return Words(
+        tokens=TOKENS,
+        mask=TOKEN_MASK,
         max_tokens=int(step['max_length']),
         pad_token=tokenizer.pad_token,
         tokenizer=tokenizer.backend_tokenizer.to_str(),
@@ -164,7 +140,7 @@ def _make_words(checkpoint: Checkpoint, **rules: Any) -> PromptWords:
     )
 
 
-def _check_prompt(checkpoint: Checkpoint, words: PromptWords) -> None:
+def _check_prompt(checkpoint: Checkpoint, words: Words) -> None:
     """Hold our text against that of LeRobot's own step: in all bins, on their edges and outside of them."""
     torch, processor = require_torch(), require_lerobot('processor')
     step = processor.ProcessorStepRegistry.get(PROMPT_STEP)(**_find_step(checkpoint, PROMPT_STEP))
@@ -172,7 +148,7 @@ def _check_prompt(checkpoint: Checkpoint, words: PromptWords) -> None:
         processor.TransitionKey.OBSERVATION,
         processor.TransitionKey.COMPLEMENTARY_DATA,
     )
-    rules = InstructionInput(**{**asdict(words), 'tokenizer': TOKENIZER_STEP})
+    rules = InstructionInput(**words.as_dict())
     width, said = checkpoint.state.width, ' Pick_up\nthe cube '
     values = np.arange(-280, 281, dtype=np.float32) / 256
     for state in np.resize(values, (-(-values.size // width), 1, width)):
@@ -202,45 +178,16 @@ def _make_stages(
         owner=modules([vlm.vision_tower, vlm.multi_modal_projector]),
         function=lambda *images: encode_images(joint, images, resizes),
         inputs=examples,
-        output=_IMAGES,
+        output=IMAGE_TOKENS,
     )
     images = vision.run()
     parts = network(model, image_tokens=images.shape[1])
-    words = _example_words(max_tokens)
-    prefix = TracedStage(
-        name='prefix',
-        owner=model,
-        function=parts.compute_memory,
-        inputs={_IMAGES: images, **words, **(state if parts.has_state else {})},
-        output=_MEMORY,
-    )
-    expert = TracedStage(
-        name='expert',
-        owner=model,
-        function=parts.predict_velocity,
-        inputs={
-            _SAMPLE: random_values((1, config.chunk_size, config.max_action_dim)),
-            _TIMESTEP: abs(random_values((1,))),
-            _MEMORY: prefix.run(),
-            _MASK: words[_MASK],
-        },
-        output=_VELOCITY,
-        in_loop=True,
-    )
-    return vision, prefix, expert
+    told = state if parts.has_state else {}
+    return vision, *flow_stages(policy, parts, images, max_tokens=max_tokens, state=told)
 
 
-def _example_words(length: int) -> dict[str, Array]:
-    """Return the first words of any vocabulary, two thirds of what there is room for."""
-    places = np.arange(length, dtype=np.int64)[None]
-    mask = (places < max(2 * length // 3, 1)).astype(np.int64)
-    return {_TOKENS: places * mask, _MASK: mask}
-
-
-def make_resize(image: ImageFeature, size: Sequence[int]) -> Callable[[Any], Any]:
-    """Return LeRobot's resize of (1, 3, h, w) as two products with matrices, which every engine has, or what changes nothing.
-
-    It keeps the aspect ratio and puts black on both sides. In the camera's geometry it would be rounded to 8 bits.
+def make_resize(image: ImageFeature, size: tuple[int, int]) -> Callable[[Any], Any]:
+    """Return LeRobot's resize of (1, 3, h, w), or what changes nothing.
 
     Args:
         image: Height and width before.
@@ -248,33 +195,5 @@ def make_resize(image: ImageFeature, size: Sequence[int]) -> Callable[[Any], Any
     """
     if (image.height, image.width) == tuple(size):
         return lambda values: values
-    torch = require_torch()
-    functional = torch.nn.functional
-    ratio = max(image.height / size[0], image.width / size[1])
-
-    def product(length: int, whole: int) -> Any:
-        """Return (whole, length): what the resize makes of unit vectors, between rows of 0."""
-        kept = int(length / ratio)
-        unit = torch.eye(length)[None]
-        rows = functional.interpolate(unit, size=kept, mode='linear', align_corners=False)[0].T
-        before = (whole - kept) // 2
-        return functional.pad(rows, (0, 0, before, whole - kept - before))
-
-    rows, columns = product(image.height, size[0]), product(image.width, size[1]).T
+    rows, columns = resize_matrices(image, size, black_first=False)
     return lambda values: (rows @ values @ columns).clamp(0.0, 1.0)
-
-
-def _run_library(checkpoint: Checkpoint, policy: Any, tensors: Mapping[str, Array]) -> Reference:
-    """Run LeRobot's own way from the images on, its resize and its hidden cameras included."""
-    torch, config = require_torch(), policy.config
-    images, state = library_inputs(checkpoint, tensors)
-    keys = (image.key for image in checkpoint.images)
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn((1, config.chunk_size, config.max_action_dim), generator=generator)
-    with torch.inference_mode():
-        batch = dict(zip(keys, images, strict=True))
-        shown = policy._preprocess_images(batch)  # noqa: SLF001 - its public way in cuts the actions
-        words = torch.from_numpy(tensors[_TOKENS]), torch.from_numpy(tensors[_MASK]) != 0
-        told = [policy.prepare_state({STATE: state})] if hasattr(policy, 'prepare_state') else []
-        actions = policy.model.sample_actions(*shown, *words, *told, noise=noise)
-    return Reference(noise.numpy(), actions.numpy())

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vla_policy_ros.export.attention import attend, hide, rotate, split_heads
-from vla_policy_ros.export.lerobot.smolvla_network import embed_time
+from vla_policy_ros.export.lerobot.time_embedding import embed_time
 from vla_policy_ros.export.tracing import require_torch
 
 KeysValues = tuple[Any, Any]

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vla_policy_ros.bundle.probe import Probe
 from vla_policy_ros.core.specs import Array
 from vla_policy_ros.export.lerobot.checkpoint import Checkpoint
 from vla_policy_ros.export.traced_policy import (
     STATE_TENSOR,
-    Reference,
     Words,
     image_tensor,
     random_values,
@@ -33,7 +33,7 @@ class Plan:
         executed_rows: Rows that the policy was made to execute, from the observation on.
         stages: The networks.
         loop: The entry `loop` of the manifest; None for none.
-        reference: Runs the library's own code on the tensors of an observation.
+        reference: Runs LeRobot's own way from the tensors of an observation on.
         words: The instruction; None for a policy that takes none.
     """
 
@@ -46,7 +46,7 @@ class Plan:
     executed_rows: int
     stages: tuple[TracedStage, ...]
     loop: Mapping[str, Any] | None
-    reference: Callable[[Mapping[str, Array]], Reference]
+    reference: Callable[[Mapping[str, Array]], Probe]
     words: Words | None = None
 
 

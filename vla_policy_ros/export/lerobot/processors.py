@@ -8,14 +8,13 @@ in `config.json`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vla_policy_ros.core.specs import Array
-from vla_policy_ros.export.lerobot.faults import bad_checkpoint
+from vla_policy_ros.export.checkpoint_files import bad_checkpoint, read_json
 from vla_policy_ros.export.lerobot.rules import EPSILON, Rule, make_rule
 from vla_policy_ros.export.lerobot.tensor_file import TensorFile
 
@@ -102,26 +101,6 @@ def read_processors(
         inputs,
         {},
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a checkpoint.
-
-    Raises:
-        BundleError: It is missing or no JSON object (`bad_checkpoint`).
-    """
-    try:
-        document = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as fault:
-        document = str(fault)
-    if not isinstance(document, dict):
-        raise bad_checkpoint(
-            path,
-            got=document if isinstance(document, str) else type(document).__name__,
-            expected='a JSON object, as save_pretrained() of lerobot writes it',
-            next_step='Name the folder that holds config.json, often called pretrained_model.',
-        )
-    return document
 
 
 def _read_steps(path: Path, own_steps: Collection[str] = ()) -> Iterator[dict[str, Any]]:

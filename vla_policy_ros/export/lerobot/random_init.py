@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from vla_policy_ros.core.dataset import Dataset
 from vla_policy_ros.core.errors import ConfigurationError
 from vla_policy_ros.core.specs import Array
 from vla_policy_ros.datasets.lerobot_statistics import compute_number_statistics
+from vla_policy_ros.export.dataset_numbers import read_episodes
 from vla_policy_ros.export.lerobot.checkpoint import ACTION, STATE
 from vla_policy_ros.export.lerobot.convert import FAMILIES
 from vla_policy_ros.export.lerobot.library import keep_local, local_tokenizers, require_lerobot
@@ -95,12 +95,7 @@ def _features(dataset: Dataset) -> dict[str, Any]:
 
 def _statistics(dataset: Dataset) -> dict[str, dict[str, Array]]:
     """Return feature to statistic to float32 values; those of images stand in their first dimension."""
-    states: list[Array] = []
-    actions: list[Array] = []
-    for index in range(dataset.info.num_episodes):
-        with closing(dataset.episode(index)) as episode:
-            states.append(episode.state)
-            actions.append(episode.action if dataset.info.action else episode.state)
+    states, actions = zip(*read_episodes(dataset), strict=True)
     numbers = {
         key: {
             name: np.array(values, np.float32)

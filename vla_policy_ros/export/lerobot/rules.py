@@ -23,7 +23,7 @@ import numpy as np
 
 from vla_policy_ros.bundle.statistics import GroupStatistics
 from vla_policy_ros.core.specs import Array
-from vla_policy_ros.export.lerobot.faults import bad_checkpoint
+from vla_policy_ros.export.checkpoint_files import bad_checkpoint
 
 Normalization = Literal['identity', 'mean_std', 'min_max', 'quantile']
 
@@ -66,7 +66,8 @@ class Rule:
         first, second = (self.statistics[name] for name in _NEEDS[self.normalization])
         if self.normalization == 'mean_std':
             return first, second + self.epsilon
-        return (first + second) / 2, self._widen(first, second) / 2
+        second = self._widen(first, second)
+        return (first + second) / 2, (second - first) / 2
 
     def for_state(self) -> GroupStatistics:
         """Return the statistics of a state group, the epsilon in them."""
@@ -75,7 +76,7 @@ class Rule:
         if self.normalization == 'mean_std':
             known['std'] = known['std'] + self.epsilon
         else:
-            known[high] = known[low] + self._widen(known[low], known[high])
+            known[high] = self._widen(known[low], known[high])
         return _complete(known)
 
     def for_action(self) -> GroupStatistics:
@@ -83,7 +84,13 @@ class Rule:
         return _complete(self.statistics)
 
     def _widen(self, low: Array, high: Array) -> Array:
-        return np.where(high == low, self.epsilon, high - low)
+        """Return the upper bounds, about an epsilon above the lower ones where both are equal.
+
+        A column that never moved in training is -1 for LeRobot. Here it is so too, however large its value is, since both
+        bounds are as far from a center that float64 holds; -1.0000001 would be another word of a state told in words.
+        """
+        center = np.maximum(low + self.epsilon / 2, np.nextafter(low, np.inf))
+        return np.where(high == low, 2 * center - low, high)
 
 
 def make_rule(

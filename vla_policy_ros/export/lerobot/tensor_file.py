@@ -16,7 +16,7 @@ import numpy as np
 
 from vla_policy_ros.core.errors import BundleError
 from vla_policy_ros.core.specs import Array
-from vla_policy_ros.export.lerobot.faults import bad_checkpoint
+from vla_policy_ros.export.checkpoint_files import bad_checkpoint
 
 _TYPES = {'F64': '<f8', 'F32': '<f4', 'F16': '<f2', 'I64': '<i8', 'I32': '<i4', 'U8': '|u1'}
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
