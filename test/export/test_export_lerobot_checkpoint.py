@@ -165,6 +165,18 @@ def test_untrained_statistics_of_03_are_refused(tmp_path):
         read_checkpoint(write_checkpoint(tmp_path / 'old', weights=weights))
 
 
+@pytest.mark.parametrize('length', [{'max_length': 48}, {}, {'max_length': None}])
+def test_room_for_words(write, length):
+    folder = write(before=[step('tokenizer_processor', **length)])
+    checkpoint = read_checkpoint(folder, own_steps=('tokenizer_processor',))
+    if length.get('max_length'):
+        assert checkpoint.max_words() == 48
+        return
+    with pytest.raises(BundleError, match='max_length') as error:
+        checkpoint.max_words()
+    assert error.value.code == 'bad_checkpoint'
+
+
 def test_renamed_camera_is_called_as_in_the_dataset(write):
     names = {'observation.images.top': FRONT}
     folder = write(before=[step('rename_observations_processor', rename_map=names)])

@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from vla_policy_ros.export.checkpoint_files import bad_checkpoint, read_json, reading
-from vla_policy_ros.export.lerobot.processors import Processors, read_processors
+from vla_policy_ros.export.lerobot.processors import (
+    TOKENIZER_STEP,
+    Processors,
+    read_processors,
+)
 from vla_policy_ros.export.lerobot.rules import Rule
 from vla_policy_ros.export.lerobot.tensor_file import TensorFile
 
@@ -66,6 +70,16 @@ class Checkpoint:
     def policy_type(self) -> str:
         """LeRobot's name of the model family, such as `act`."""
         return str(self.config['type'])
+
+    def max_words(self) -> int:
+        """Return the most tokens of an instruction; before lerobot 0.4 `config.json` says it.
+
+        Raises:
+            BundleError: Neither does (`bad_checkpoint`).
+        """
+        step = self.steps.get(TOKENIZER_STEP)
+        with reading(self.folder, expected='max_length of the tokenizer, a number'):
+            return int(step['max_length'] if step else self.config['tokenizer_max_length'])
 
     @property
     def weights_path(self) -> Path:

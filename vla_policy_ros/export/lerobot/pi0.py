@@ -133,7 +133,7 @@ def _make_words(checkpoint: Checkpoint, **rules: Any) -> Words:
     return Words(
         tokens=TOKENS,
         mask=TOKEN_MASK,
-        max_tokens=int(step['max_length']),
+        max_tokens=checkpoint.max_words(),
         pad_token=tokenizer.pad_token,
         tokenizer=tokenizer.backend_tokenizer.to_str(),
         **rules,

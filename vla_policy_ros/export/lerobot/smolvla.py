@@ -20,7 +20,6 @@ from vla_policy_ros.export.lerobot.flow import (
     run_library,
 )
 from vla_policy_ros.export.lerobot.plan import Plan, observation_examples
-from vla_policy_ros.export.lerobot.processors import TOKENIZER_STEP
 from vla_policy_ros.export.lerobot.smolvla_network import (
     SmolVla,
     encode_images,
@@ -85,16 +84,11 @@ def _words(checkpoint: Checkpoint, policy: Any) -> Words:
     return Words(
         tokens=TOKENS,
         mask=TOKEN_MASK,
-        max_tokens=_max_tokens(checkpoint),
+        max_tokens=checkpoint.max_words(),
         pad_token=tokenizer.pad_token,
         template='{instruction}\n' if has_newline else '{instruction}',
         tokenizer=tokenizer.backend_tokenizer.to_str(),
     )
-
-
-def _max_tokens(checkpoint: Checkpoint) -> int:
-    step = checkpoint.steps.get(TOKENIZER_STEP)
-    return int(step['max_length'] if step else checkpoint.config['tokenizer_max_length'])
 
 
 def _stages(checkpoint: Checkpoint, policy: Any) -> tuple[TracedStage, ...]:
@@ -109,7 +103,7 @@ def _stages(checkpoint: Checkpoint, policy: Any) -> tuple[TracedStage, ...]:
         cameras=cameras,
         empty_cameras=min(len(config.image_features) - cameras, config.empty_cameras),
     )
-    max_tokens = _max_tokens(checkpoint)
+    max_tokens = checkpoint.max_words()
     return vision, *flow_stages(policy, network, images, max_tokens=max_tokens, state=state)
 
 
