@@ -74,7 +74,7 @@ def test_help_ends_with_examples_that_parse(name, capsys):
 def test_the_commands_have_the_names_of_their_modules():
     assert set(COMMANDS) == {
         *('demo', 'check', 'new', 'infer', 'replay', 'report'),
-        *('export', 'build', 'verify', 'compare', 'benchmark', 'checklist', 'doctor'),
+        *('export', 'quantize', 'build', 'verify', 'compare', 'benchmark', 'checklist', 'doctor'),
     }
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import onnx
+
 from vla_policy_ros.bundle.manifest import Precision
 from vla_policy_ros.core.engine import Engine
 from vla_policy_ros.core.errors import ConfigurationError
@@ -58,7 +60,7 @@ def prepare_network(
         out_path: Where the result goes, with a data file beside it where the source has one.
         precision: The precision; `int8` and `fp8` quantise products with weights but for those that `quantize_rules` and the
             calibration keep, and leave the rest to `REMAINDER`.
-        calibration: Ranges for `int8` and `fp8`.
+        calibration: Ranges for `int8` and `fp8`; not needed for a network that is quantised already, which is taken as it is.
 
     Raises:
         ConfigurationError: There is no calibration where one is needed (`no_calibration`).
@@ -68,23 +70,40 @@ def prepare_network(
     network = OnnxNetwork(onnx_path)
     quantization, rest = None, REMAINDER
     if precision == 'int8' or precision == 'fp8':  # noqa: PLR1714 - the type checker wants it so
-        if calibration is None:
-            raise no_calibration(precision)
-        measured = calibration.network(onnx_path)
-        quantization = quantize_network(
-            network,
-            precision,
-            ranges=measured.largest,
-            leave_out={
-                **keep_by_rule(network),
-                **dict.fromkeys(measured.costly.get(precision, {}), 'loses too much'),
-            },
-        )
+        if not is_quantized(onnx_path):
+            quantization = quantize_by_rule(network, precision, calibration)
     else:
         rest = precision
     conversion = lower_network(network, rest)
     network.save(out_path)
     return PreparationReport(conversion, quantization)
+
+
+def quantize_by_rule(
+    network: OnnxNetwork, precision: QuantizedPrecision, calibration: Calibration | None
+) -> QuantizationReport:
+    """Quantise a network in hand but for the products that `quantize_rules` and the calibration keep.
+
+    Raises:
+        ConfigurationError: There is no calibration (`no_calibration`).
+        EngineError: The network cannot be quantised, or the calibration is another network's.
+    """
+    if calibration is None:
+        raise no_calibration(precision)
+    measured = calibration.network(network.path)
+    costly = measured.costly.get(precision, {})
+    return quantize_network(
+        network,
+        precision,
+        ranges=measured.largest,
+        leave_out={**keep_by_rule(network), **dict.fromkeys(costly, 'loses too much')},
+    )
+
+
+def is_quantized(onnx_path: Path) -> bool:
+    """Whether a network has explicit quantisation already, such as that of `quantized_bundle` or of ModelOpt."""
+    graph = onnx.load(str(onnx_path), load_external_data=False).graph
+    return any(node.op_type == 'QuantizeLinear' for node in graph.node)
 
 
 class PreparingLoader:

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,27 +16,20 @@ from vla_policy_ros.tools.arguments import (
     add_precision,
     at_least,
     bundle_path,
-    in_range,
-    open_named_dataset,
 )
 from vla_policy_ros.tools.build_report import describe_plan, print_plans
+from vla_policy_ros.tools.calibrating import add_calibration, check_measuring, find_calibration
 from vla_policy_ros.tools.console import (
     print_json,
     show_progress,
-    show_waiting,
 )
 
 if TYPE_CHECKING:
-    from vla_policy_ros.bundle.bundle import Bundle
-    from vla_policy_ros.core.dataset import Dataset
-    from vla_policy_ros.core.observation import Observation
     from vla_policy_ros.engines.build_progress import BuildProgress
     from vla_policy_ros.engines.plan_facts import BuildOptions
     from vla_policy_ros.export.calibration import Calibration
-    from vla_policy_ros.export.quantize import QuantizedPrecision
     from vla_policy_ros.export.stage_plans import FinishedPlan, PlanBuilder, PlanJob
 
-_MEASURED_OBSERVATIONS = 8  # for --keep-loss-below: each gives many numbers per product
 _EXAMPLES = """\
   vla-policy build --bundle bundles/pick_v3 --precision fp16
   vla-policy build --bundle bundles/pick_v3 --precision fp8 --calibrate ~/datasets/pick --samples 64 --calibration pick.json
@@ -75,7 +66,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar='S',
         help='build this stage only; repeatable',
     )
-    _add_calibration(parser)
+    add_calibration(parser, title='calibration, for int8 and fp8')
     _add_options(parser)
     add_plans(parser)
     parser.add_argument(
@@ -97,10 +88,10 @@ def run(args: argparse.Namespace) -> int:
     """
     from vla_policy_ros.bundle.bundle import load_bundle
     from vla_policy_ros.engines.plans import PlanStore
-    from vla_policy_ros.export.prepare import EIGHT_BIT, no_calibration
+    from vla_policy_ros.export.prepare import EIGHT_BIT, is_quantized, no_calibration
     from vla_policy_ros.export.stage_plans import PlanBuilder, plan_jobs
 
-    _check_measuring(args)
+    check_measuring(args)
     bundle = load_bundle(bundle_path(args.bundle))
     jobs = plan_jobs(bundle, precision=args.precision, stages=args.stage)
     imports = _read_imports(args.imports, jobs)
@@ -111,8 +102,9 @@ def run(args: argparse.Namespace) -> int:
     wanted = [] if args.force else [job for job in jobs if job.precision not in outdated]
     known = {job: plan for job in wanted if (plan := builder.find(job))}
     missing = [job for job in jobs if job not in known and job not in imports]
-    eight_bit = [name for name in EIGHT_BIT if name in {job.precision for job in missing}]
-    calibration = _calibrate(args, bundle, eight_bit) if eight_bit else None
+    asked = {job.precision for job in missing if not is_quantized(job.onnx_path)}
+    eight_bit = [name for name in EIGHT_BIT if name in asked]
+    calibration = find_calibration(args, bundle, eight_bit) if eight_bit else None
     # Before the first plan is built, which may take minutes.
     if eight_bit and calibration is None:
         raise no_calibration(eight_bit[0])
@@ -126,29 +118,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print_plans(args, plans, store.folder)
     return 0
-
-
-def _add_calibration(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('calibration, for int8 and fp8')
-    group.add_argument(
-        '--calibrate', metavar='DATASET', help='run the policy on this dataset, on the CPU, first'
-    )
-    group.add_argument(
-        '--samples', type=at_least(1), default=32, metavar='N', help='observations of it (32)'
-    )
-    group.add_argument(
-        '--calibration',
-        type=Path,
-        metavar='FILE',
-        help='ranges of an earlier run; with --calibrate they are written there',
-    )
-    group.add_argument(
-        '--keep-loss-below',
-        type=in_range(0, 1),
-        metavar='LOSS',
-        help='with --calibrate: run the policy with every product alone in 8 bits, and keep the worst in 16 bits, so that the '
-        'squared error of the actions stays below this part of their squares, such as 1e-4',
-    )
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -197,17 +166,6 @@ def _options(args: argparse.Namespace) -> BuildOptions:
     )
 
 
-def _check_measuring(args: argparse.Namespace) -> None:
-    if args.keep_loss_below is not None and not args.calibrate:
-        raise ConfigurationError(
-            '--keep-loss-below',
-            got='no --calibrate',
-            expected='observations to measure on',
-            next_step='Add `--calibrate DATASET`; `--calibration FILE` holds what was measured.',
-            code='no_calibration',
-        )
-
-
 def _read_imports(texts: list[str], jobs: list[PlanJob]) -> dict[PlanJob, Path]:
     """Return the plan files of `--import` by their jobs."""
     by_stage = {stage: job for job in jobs for stage in job.stages}
@@ -227,47 +185,6 @@ def _read_imports(texts: list[str], jobs: list[PlanJob]) -> dict[PlanJob, Path]:
     return imports
 
 
-def _calibrate(
-    args: argparse.Namespace, bundle: Bundle, precisions: list[QuantizedPrecision]
-) -> Calibration | None:
-    from vla_policy_ros.evaluation.sampling import sample_observations
-    from vla_policy_ros.export.calibration import calibrate, read_calibration, write_calibration
-
-    if not args.calibrate:
-        return read_calibration(args.calibration) if args.calibration else None
-    with closing(open_named_dataset(args.calibrate)) as dataset:
-        name = dataset.info.name
-        with show_progress(f'calibrating on {name}', args.samples) as show:
-            observations = sample_observations(dataset, bundle.spec, count=args.samples)
-            calibration = calibrate(bundle, _count(observations, show), source=name)
-        for precision in precisions if args.keep_loss_below is not None else ():
-            calibration = _keep_costly(args, bundle, dataset, calibration, precision)
-    if args.calibration:
-        write_calibration(args.calibration, calibration)
-    return calibration
-
-
-def _keep_costly(
-    args: argparse.Namespace,
-    bundle: Bundle,
-    dataset: Dataset,
-    calibration: Calibration,
-    precision: QuantizedPrecision,
-) -> Calibration:
-    from vla_policy_ros.evaluation.sampling import sample_observations
-    from vla_policy_ros.export.sensitivity import keep_costly
-
-    count = min(args.samples, _MEASURED_OBSERVATIONS)
-    with show_waiting(f'measuring every product in {precision}'):
-        return keep_costly(
-            bundle,
-            sample_observations(dataset, bundle.spec, count=count),
-            calibration,
-            precision=precision,
-            loss_limit=args.keep_loss_below,
-        )
-
-
 def _build(
     builder: PlanBuilder, jobs: list[PlanJob], calibration: Calibration | None
 ) -> dict[PlanJob, FinishedPlan]:
@@ -284,11 +201,3 @@ def _build(
 
             finished[job] = builder.build(job, calibration=calibration, on_progress=tell)
     return finished
-
-
-def _count(
-    observations: Iterable[Observation], show: Callable[[int, str], None]
-) -> Iterator[Observation]:
-    for done, observation in enumerate(observations):
-        show(done, 'observations')
-        yield observation
