@@ -19,6 +19,7 @@ from vla_policy_ros.core.errors import (
 from vla_policy_ros.core.specs import Array
 
 _PUNCTUATION = re.compile(r'[^\w\s]')
+_STATE = '{state}'
 _ONE_LINE = str.maketrans('_\n', '  ')
 
 
@@ -47,7 +48,9 @@ class InstructionEncoder:
                 code='unknown_pad_token',
             )
         self._pad_id = int(pad_id)
+        self._tells_state = _STATE in instruction.template
         self._text: str | None = None
+        self._prompt: str | None = None
         self._tokens = np.full((1, instruction.max_tokens), self._pad_id, np.int64)
         self._mask = np.zeros_like(self._tokens)
 
@@ -75,20 +78,23 @@ class InstructionEncoder:
                     expected=str(list(self._tokens.shape)),
                     next_step='Check instruction.max_tokens in bundle.yaml.',
                 )
-        prompt = make_prompt(self._rules, text, state)
-        if prompt != self._text:
-            self._encode(prompt)
+        # Words alone are cleaned and tokenised when they change; a state that is told changes with every observation.
+        if self._tells_state or text != self._text:
+            prompt = make_prompt(self._rules, text, state)
+            if prompt != self._prompt:
+                self._encode(prompt)
+            self._text = text
         np.copyto(tokens, self._tokens)
         if mask is not None:
             np.copyto(mask, self._mask)
 
-    def _encode(self, text: str) -> None:
-        ids = self._tokenizer.encode(text).ids
+    def _encode(self, prompt: str) -> None:
+        ids = self._tokenizer.encode(prompt).ids
         length = self._rules.max_tokens
         if len(ids) > length:
             raise InstructionError(
                 'instruction',
-                got=f'{len(ids)} tokens in {text[:80]!r}',
+                got=f'{len(ids)} tokens in {prompt[:80]!r}',
                 expected=f'at most {length}',
                 next_step='Say it in fewer words.',
                 code='instruction_too_long',
@@ -97,7 +103,7 @@ class InstructionEncoder:
         used = slice(length - len(ids), None) if left else slice(len(ids))
         self._tokens[:], self._mask[:] = self._pad_id, 0
         self._tokens[0, used], self._mask[0, used] = ids, 1
-        self._text = text
+        self._prompt = prompt
 
 
 def make_prompt(rules: InstructionInput, text: str, state: Array | None = None) -> str:
@@ -122,9 +128,9 @@ def make_prompt(rules: InstructionInput, text: str, state: Array | None = None) 
         )
     prompt = rules.template
     # Not str.format: chat templates hold braces of their own. The words come last: they may hold any text.
-    if '{state}' in prompt:
+    if _STATE in prompt:
         assert state is not None  # the manifest has one
-        prompt = prompt.replace('{state}', _tell(state, rules.state_bins))
+        prompt = prompt.replace(_STATE, _tell(state, rules.state_bins))
     return prompt.replace('{instruction}', text)
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import onnx
-
 from vla_policy_ros.bundle.manifest import Precision
 from vla_policy_ros.core.engine import Engine
 from vla_policy_ros.core.errors import ConfigurationError
@@ -70,7 +68,7 @@ def prepare_network(
     network = OnnxNetwork(onnx_path)
     quantization, rest = None, REMAINDER
     if precision == 'int8' or precision == 'fp8':  # noqa: PLR1714 - the type checker wants it so
-        if not is_quantized(onnx_path):
+        if not is_quantized(network):
             quantization = quantize_by_rule(network, precision, calibration)
     else:
         rest = precision
@@ -100,10 +98,9 @@ def quantize_by_rule(
     )
 
 
-def is_quantized(onnx_path: Path) -> bool:
+def is_quantized(network: OnnxNetwork) -> bool:
     """Whether a network has explicit quantisation already, such as that of `quantized_bundle` or of ModelOpt."""
-    graph = onnx.load(str(onnx_path), load_external_data=False).graph
-    return any(node.op_type == 'QuantizeLinear' for node in graph.node)
+    return any(node.op_type == 'QuantizeLinear' for node in network.graph.node)
 
 
 class PreparingLoader:

@@ -166,13 +166,15 @@ def compare_stages(
     proofs = {}
     for stage, example in zip(bundle.manifest.stages, examples, strict=True):
         path = bundle.folder / stage.onnx
-        nodes_before = _count_nodes(path)
+        nodes_before = nodes = _count_nodes(path)
         parity, reason = _try_simplified(bundle, stage, example)
         if parity is None:
             parity = _measure_stage(bundle, stage, example, path)
             check_parity(stage.name, parity, [stage.precision], source=source)
+        else:
+            nodes = _count_nodes(path)
         opset = read_model(path, str(path)).opset
-        proofs[stage.name] = StageProof(parity, opset, nodes_before, _count_nodes(path), reason)
+        proofs[stage.name] = StageProof(parity, opset, nodes_before, nodes, reason)
     return proofs
 
 

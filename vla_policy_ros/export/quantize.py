@@ -9,9 +9,11 @@ Scales are largest magnitude / greatest code (127, or 448 for float8e4m3fn), rou
 exactly: going to 16 bits afterwards changes no code. Activations get room above what calibration saw, since what lies
 beyond is cut off: on one of two sets of 20 episodes that no calibration saw (288 observations each) that took the worst
 chunk of the sample policy to a cosine of 0.9983 in int8 and 0.9986 in fp8; with room for 1.2 and 2 times as much it is
-0.9994 and 0.9998, and on the other set nothing changes (0.9995 to 0.9997 in both). In fp8 room costs no digits. ONNX Runtime's own `quantize_static` was measured on the sample policy's
-velocity network first: in int8 it comes equally near, in fp8 it sets scales by the standard deviation and cuts outliers
-off (cosine 0.9977, here 0.9998); it also takes no ranges from a file and loads a network whole.
+0.9994 and 0.9998, and on the other set nothing changes (0.9995 to 0.9997 in both). In fp8 room costs no digits.
+
+ONNX Runtime's own `quantize_static` was measured on the sample policy's velocity network first: in int8 it comes equally
+near, in fp8 it sets scales by the standard deviation and cuts outliers off (cosine 0.9977, here 0.9998); it also takes no
+ranges from a file and loads a network whole.
 
 Other ranges of activations were measured on the whole sample policy (94 observations of held-out episodes; first, last and
 small products left out) by the squared difference of the actions, in parts of the policy's squared error. Largest magnitude:

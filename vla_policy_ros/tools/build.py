@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from vla_policy_ros.bundle.bundle import load_bundle
     from vla_policy_ros.engines.plans import PlanStore
+    from vla_policy_ros.export.onnx_network import OnnxNetwork
     from vla_policy_ros.export.prepare import EIGHT_BIT, is_quantized, no_calibration
     from vla_policy_ros.export.stage_plans import PlanBuilder, plan_jobs
 
@@ -102,7 +103,11 @@ def run(args: argparse.Namespace) -> int:
     wanted = [] if args.force else [job for job in jobs if job.precision not in outdated]
     known = {job: plan for job in wanted if (plan := builder.find(job))}
     missing = [job for job in jobs if job not in known and job not in imports]
-    asked = {job.precision for job in missing if not is_quantized(job.onnx_path)}
+    asked = {
+        job.precision
+        for job in missing
+        if job.precision in EIGHT_BIT and not is_quantized(OnnxNetwork(job.onnx_path))
+    }
     eight_bit = [name for name in EIGHT_BIT if name in asked]
     calibration = find_calibration(args, bundle, eight_bit) if eight_bit else None
     # Before the first plan is built, which may take minutes.

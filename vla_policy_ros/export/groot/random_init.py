@@ -208,9 +208,7 @@ def _write_n16(
 ) -> Path | None:
     configs = require_gr00t('configs.model.gr00t_n1d6', version='n1.6')
     processors = require_gr00t('model.gr00t_n1d6.processing_gr00t_n1d6', version='n1.6')
-    if vlm is None and size == 'small':
-        vlm = folder / 'vlm'
-        write_small_eagle(vlm, version='n1.6')
+    vlm = _settle_eagle(folder, size, vlm, version='n1.6')
     config = configs.Gr00tN1d6Config(**{**_N16[size], **settings})
     _save_policy(eagle.build_n16(config, vlm=vlm), folder)
     processor = processors.Gr00tN1d6Processor(
@@ -240,9 +238,7 @@ def _write_n15(
             next_step='Name a dataset of such an arm; `--dataset sample` is one.',
             code='other_dataset',
         )
-    if vlm is None and size == 'small':
-        vlm = folder / 'vlm'
-        write_small_eagle(vlm, version='n1.5')
+    vlm = _settle_eagle(folder, size, vlm, version='n1.5')
     head = {**_N15[size], **settings}
     config = library.GR00T_N1_5_Config(
         backbone_cfg={**_N15_BACKBONE[size], 'project_to_dim': None, 'use_flash_attention': True},
@@ -254,6 +250,16 @@ def _write_n15(
     metadata = folder / METADATA
     metadata.parent.mkdir()
     metadata.write_text(json.dumps({TAG: keys.describe_n15(dataset, TAG)}))
+    return vlm
+
+
+def _settle_eagle(
+    folder: Path, size: NetworkSize, vlm: Path | None, *, version: str
+) -> Path | None:
+    """Return the folder of the vision-language model: the one named, a small one that is made here, or None for the library's."""
+    if vlm is None and size == 'small':
+        vlm = folder / 'vlm'
+        write_small_eagle(vlm, version=version)
     return vlm
 
 

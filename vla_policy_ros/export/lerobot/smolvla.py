@@ -49,10 +49,11 @@ def plan_smolvla(checkpoint: Checkpoint, policy: Any) -> Plan:
     config = policy.config
     _check_settings(checkpoint, policy)
     policy.float()
+    words = _words(checkpoint, policy)
     return plan_flow(
         policy,
-        _stages(checkpoint, policy),
-        words=_words(checkpoint, policy),
+        _stages(checkpoint, policy, words.max_tokens),
+        words=words,
         steps=config.num_steps,
         reference=partial(run_library, checkpoint, policy, policy.prepare_images),
     )
@@ -91,7 +92,7 @@ def _words(checkpoint: Checkpoint, policy: Any) -> Words:
     )
 
 
-def _stages(checkpoint: Checkpoint, policy: Any) -> tuple[TracedStage, ...]:
+def _stages(checkpoint: Checkpoint, policy: Any, max_tokens: int) -> tuple[TracedStage, ...]:
     config = policy.config
     examples = observation_examples(checkpoint, steps=1, crop=None, squeeze_state=True)
     state = {STATE_TENSOR: examples.pop(STATE_TENSOR)}
@@ -103,7 +104,6 @@ def _stages(checkpoint: Checkpoint, policy: Any) -> tuple[TracedStage, ...]:
         cameras=cameras,
         empty_cameras=min(len(config.image_features) - cameras, config.empty_cameras),
     )
-    max_tokens = checkpoint.max_words()
     return vision, *flow_stages(policy, network, images, max_tokens=max_tokens, state=state)
 
 
